@@ -1,0 +1,86 @@
+"""A class of devices: what a file for it must be, and the oldest runtime it must run on."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from edgekit.artifact import Format, Scheme
+from edgekit.errors import TargetError
+from edgekit.toml import read_toml
+
+_FILE = "target.toml"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The package that runs the file, and the oldest version the target promises."""
+
+    package: str
+    oldest: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the file may stray from the fp32 original.
+
+    agreement: share of eval rows with the same prediction, at least.
+    difference: largest difference of an output from the original's in units of the original
+        outputs' standard deviation, at most; none when the scheme alone decides.
+    """
+
+    agreement: float = 0.97
+    difference: float | None = None
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One ``target.toml``. ``formats`` are built by default, ``on_request`` with ``--format``."""
+
+    description: str
+    formats: tuple[Format, ...]
+    scheme: Scheme
+    instruction_set: str
+    threads: int
+    runtime: Runtime
+    parity: Parity = field(default_factory=Parity)
+    on_request: tuple[Format, ...] = ()
+    name: str = ""
+    folder: Path = Path()
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+def targets_folder() -> Path:
+    """Where the targets that come with edgekit are: in the wheel, or beside the package."""
+    package = Path(__file__).parent
+    shipped = package / "targets"
+    return shipped if shipped.is_dir() else package.parent / "targets"
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the targets that come with edgekit, sorted."""
+    return tuple(sorted(path.parent.name for path in targets_folder().glob(f"*/{_FILE}")))
+
+
+def load_target(name: str) -> Target:
+    """A target by name, or any folder with a ``target.toml`` by path.
+
+    Raises TargetError when there is none of that name (suggesting the nearest), or when its
+    file is malformed (with line and key).
+    """
+    import dataclasses
+
+    names = target_names()
+    folder = targets_folder() / name if name in names else Path(name)
+    if not (folder / _FILE).is_file():
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known targets: {', '.join(names)}"
+        raise TargetError(f"no target '{name}', and no folder of that path with a {_FILE}; {hint}")
+    target = read_toml(folder / _FILE, Target, TargetError)
+    if not target.formats:
+        raise TargetError(f"{folder / _FILE}: formats: name at least one format")
+    if target.threads < 1:
+        raise TargetError(f"{folder / _FILE}: threads: must be at least 1, is {target.threads}")
+    return dataclasses.replace(target, name=folder.resolve().name, folder=folder.resolve())
