@@ -14,6 +14,7 @@ Rules:
 4. Entries that nobody used for long are pruned first (``prune``).
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -88,27 +89,31 @@ class Store:
             return Entry(name, key, home, reused=True)
         import filelock
 
+        self._prepare(home.parent)
+        with filelock.FileLock(str(home) + ".lock"):
+            if _intact(home):
+                return Entry(name, key, home, reused=True)
+            shutil.rmtree(home, ignore_errors=True)
+            for leftover in home.parent.glob(f"{key}.*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".partial", dir=home.parent))
+            try:
+                produce(partial)
+                _seal(partial, name, inputs)
+                partial.rename(home)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return Entry(name, key, home, reused=False)
+
+    def _prepare(self, folder: Path) -> None:
         try:
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(str(home) + ".lock"):
-                if _intact(home):
-                    return Entry(name, key, home, reused=True)
-                shutil.rmtree(home, ignore_errors=True)
-                for leftover in home.parent.glob(f"{key}.*.partial"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".partial", dir=home.parent))
-                try:
-                    produce(partial)
-                    _seal(partial, name, inputs)
-                    partial.rename(home)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise OutputError(
-                f"cannot write to the cache {self.folder}: {error.strerror or error}; "
-                "free some space there or set EDGEKIT_CACHE to another folder"
-            ) from error
-        return Entry(name, key, home, reused=False)
+                f"cannot write to the cache {self.folder}: {error.strerror or error}; free some "
+                "space there or set EDGEKIT_CACHE to another folder"
+            ) from None
 
     def key(self, name: str, inputs: Mapping[str, Any]) -> str:
         """The key under which ``stage(name, inputs, …)`` keeps its output."""
@@ -117,6 +122,16 @@ class Store:
             sort_keys=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @contextlib.contextmanager
+    def lock(self, what: str) -> Iterator[None]:
+        """Hold the lock of that name against other builds on this machine."""
+        import filelock
+
+        name = hashlib.sha256(what.encode()).hexdigest()
+        self._prepare(self.folder / "locks")
+        with filelock.FileLock(self.folder / "locks" / f"{name}.lock"):
+            yield
 
     def entries(self) -> Iterator[Entry]:
         """Every finished entry, in no particular order."""

@@ -1,0 +1,147 @@
+"""Where things are inside each model family.
+
+One file a family describes its modules and says how it runs: a step or an exporter asks the
+description and never a family's own attribute names. The files import torch, so they are loaded
+when a model of their family is.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgekit.model import Model
+
+# transformers' model_type, and the file here that knows it.
+_FILES = {
+    "albert": "albert",
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "electra": "electra",
+    "mobilebert": "mobilebert",
+    "mobilenet_v2": "mobilenet_v2",
+    "mpnet": "mpnet",
+    "resnet": "resnet",
+    "roberta": "roberta",
+    "vit": "vit",
+    "xlm-roberta": "roberta",
+    "xlnet": "xlnet",
+}
+FAMILIES = tuple(_FILES)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one encoder layer, each a module from [..., in] to [..., out].
+
+    The number of heads is the query's width divided by ``head_width``: it belongs to the layer,
+    and pruning may have made it differ from the others'.
+    """
+
+    query: "nn.Module"
+    key: "nn.Module"
+    value: "nn.Module"
+    attention_output: "nn.Module"
+    attention_norm: "nn.Module"
+    up: "nn.Module"
+    down: "nn.Module"
+    output_norm: "nn.Module"
+    activation: "Callable[[Tensor], Tensor]"
+    head_width: int
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What turns token ids into the first states.
+
+    positions: ``None`` where positions enter in the attention. first_position: its row for the
+    first token. types: ``None`` where the family has no token types. projection: to the width
+    of the layers where the tables are narrower, applied after the norm.
+    """
+
+    words: "nn.Embedding"
+    positions: "nn.Embedding | None" = None
+    first_position: int = 0
+    types: "nn.Embedding | None" = None
+    norm: "nn.Module | None" = None
+    projection: "nn.Module | None" = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family.
+
+    forward: the one clean forward of a model, for all exporters (see ``blocks``). The rest is
+    for families that read text: embeddings and layers of the encoder (the task model's
+    ``base_model``), in the order in which they run; a layer that runs twice is there twice.
+    head: from the summary token's state [B, D] to logits [B, C], for text-classification.
+    token_types: whether the model reads them "never", for "pairs" of texts or "always".
+    masked_score: what a padded position's attention score is lowered by.
+    """
+
+    forward: "Callable[[Model, bool], nn.Module]"
+    embeddings: Callable[[Any], Embeddings] | None = None
+    layers: Callable[[Any], tuple[Layer, ...]] | None = None
+    head: "Callable[[Any, Tensor], Tensor] | None" = None
+    token_types: Literal["never", "pairs", "always"] = "never"
+    masked_score: float = -100.0
+
+    @property
+    def reads_text(self) -> bool:
+        return self.embeddings is not None
+
+    def word_embeddings(self, module: Any) -> "nn.Embedding":
+        """The word table of a task model."""
+        assert self.embeddings is not None
+        return self.embeddings(module.base_model).words
+
+    def keep_word_rows(self, module: Any, kept: Sequence[int]) -> Any:
+        """A copy of the model that knows the tokens ``kept`` only, renumbered from zero.
+
+        All other weights are shared with the original.
+        """
+        import copy
+
+        from torch import nn
+
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        changed = copy.deepcopy(module, shared)
+        words = self.word_embeddings(changed)
+        words.weight = nn.Parameter(words.weight.detach()[list(kept)])
+        words.num_embeddings = len(kept)
+        numbers = {old: new for new, old in enumerate(kept)}
+        if words.padding_idx is not None:
+            words.padding_idx = numbers.get(words.padding_idx)
+        config = changed.config
+        config.vocab_size = len(kept)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, numbers.get(getattr(config, name, None)))
+        return changed
+
+
+def architecture(family: str) -> Architecture:
+    """The description of a family, by transformers' ``model_type``. Imports torch.
+
+    Raises ModelError when the family is not known.
+    """
+    check_family(family, family)
+    described: Architecture = importlib.import_module(f"{__name__}.{_FILES[family]}").ARCHITECTURE
+    return described
+
+
+def check_family(family: object, source: str) -> None:
+    """Raise ModelError, with the nearest name, unless we know the family. Imports nothing."""
+    if family in _FILES:
+        return
+    near = difflib.get_close_matches(str(family), _FILES, n=1)
+    raise ModelError(
+        f"{source}: unknown architecture '{family}'"
+        + (f", did you mean '{near[0]}'?" if near else "")
+        + f" (known: {', '.join(_FILES)})"
+    )

@@ -1,0 +1,30 @@
+"""ELECTRA. Clark et al. 2020, arXiv 2003.10555."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgekit.architectures import Architecture, Embeddings, bert
+from edgekit.architectures.blocks import text_forward
+
+
+def _embeddings(encoder: Any) -> Embeddings:
+    projection = getattr(encoder, "embeddings_project", None)
+    return replace(bert.embeddings(encoder), projection=projection)
+
+
+def _head(module: Any, state: Tensor) -> Tensor:
+    head = module.classifier
+    logits: Tensor = head.out_proj(F.gelu(head.dense(state)))
+    return logits
+
+
+ARCHITECTURE = Architecture(
+    forward=text_forward,
+    embeddings=_embeddings,
+    layers=bert.layers,
+    head=_head,
+    token_types="pairs",
+)

@@ -1,0 +1,29 @@
+"""RoBERTa and XLM-RoBERTa. Liu et al. 2019, arXiv 1907.11692; Conneau et al. 2019, 1911.02116."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from edgekit.architectures import Architecture, Embeddings, bert
+from edgekit.architectures.blocks import text_forward
+
+
+def _embeddings(encoder: Any) -> Embeddings:
+    # Positions are counted from the padding's id on, fairseq's way.
+    return replace(bert.embeddings(encoder), first_position=encoder.embeddings.padding_idx + 1)
+
+
+def _head(module: Any, state: Tensor) -> Tensor:
+    head = module.classifier
+    logits: Tensor = head.out_proj(head.dense(state).tanh())
+    return logits
+
+
+ARCHITECTURE = Architecture(
+    forward=text_forward,
+    embeddings=_embeddings,
+    layers=bert.layers,
+    head=_head,
+    token_types="pairs",
+)

@@ -1,0 +1,50 @@
+"""``golden.json``: inputs and the answers that the file gave, for tests inside an app.
+
+Rows are spread over the lengths of the eval set. An app that feeds ``inputs`` must get
+``output`` within ``tolerance`` (the spread across processors, not across versions of a model).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import BundleError
+from edgekit.preprocess import Encoded
+
+FILE = "golden.json"
+
+
+def write_golden(content: Mapping[str, Any], folder: Path) -> None:
+    (folder / FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_golden(folder: Path) -> dict[str, Any]:
+    """Raises BundleError when the file is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / FILE} cannot be read ({error}); build the bundle again") from None
+
+
+def golden_inputs(content: Mapping[str, Any], artifact: Artifact) -> Encoded:
+    """The golden rows as inputs, right-padded with zeros (the mask hides them)."""
+    names = [tensor.name for tensor in artifact.inputs]
+    rows = [row["inputs"] for row in content["rows"]]
+    text = "attention_mask" in names
+    if not text:
+        return Encoded(
+            {n: np.asarray([row[n] for row in rows], dtype=np.float32) for n in names}, None
+        )
+    lengths = np.asarray([len(row[names[0]]) for row in rows], dtype=np.int32)
+    arrays = {}
+    for name in names:
+        array = np.zeros((len(rows), int(lengths.max())), dtype=np.int32)
+        for index, row in enumerate(rows):
+            array[index, : lengths[index]] = row[name]
+        arrays[name] = array
+    return Encoded(arrays, lengths)

@@ -1,0 +1,124 @@
+"""Re-check a bundle with nothing but the bundle: digests, golden vectors, budget.
+
+1. Every file listed is there, with its bytes and digest; nothing else is.
+2. Each model file, run in a fresh process, gives the golden answers within their tolerance.
+3. The shipped bytes, counted again, keep the budget of the manifest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.artifact import Artifact, sha256
+from edgekit.budget import Budget, Check, Verdict, judge
+from edgekit.bundle.golden import golden_inputs, read_golden
+from edgekit.bundle.manifest import FILE, Manifest, read_manifest
+from edgekit.devices.host import Pass, run_agent
+from edgekit.errors import BundleError, DeviceError
+from edgekit.events import Event
+from edgekit.units import format_bytes
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked; ``verdict`` is the worst of it."""
+
+    path: Path
+    target: str
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "target": self.target, "verdict": self.verdict.to_json()}
+
+
+def verify(folder: Path, *, on_event: Callable[[Event], None]) -> VerifyResult:
+    """Check a bundle folder. Raises BundleError when it is no bundle, or is damaged."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    checks = [
+        Check("files", 0, 0, "pass", f"{len(manifest.files)} files match their digests"),
+        *_golden_checks(folder, manifest, on_event),
+        *_budget_checks(manifest),
+    ]
+    return VerifyResult(folder, manifest.target, Verdict(tuple(checks)))
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a file that is missing, changed or not listed."""
+    listed = {entry.path for entry in manifest.files} | {FILE}
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; build the bundle again")
+        if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
+            raise BundleError(f"{path} does not match its digest; build the bundle again")
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and name not in listed:
+            raise BundleError(f"{path} is not in the manifest; remove it or build the bundle again")
+
+
+def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
+    """The model files of a bundle."""
+    return [
+        Artifact.from_json(folder, entry.model_dump(mode="json")) for entry in manifest.models
+    ]
+
+
+def _golden_checks(
+    folder: Path, manifest: Manifest, on_event: Callable[[Event], None]
+) -> list[Check]:
+    content = read_golden(folder)
+    checks = []
+    for artifact in artifacts(folder, manifest):
+        name = artifact.path.name
+        on_event(Event("stage-start", "golden", f"running {name} on the golden inputs"))
+        encoded = golden_inputs(content, artifact)
+        try:
+            result = run_agent(artifact, encoded, [Pass("golden", "outputs")], threads=1)
+        except DeviceError as error:
+            checks.append(Check("golden", 0, None, "inconclusive", str(error)))
+            continue
+        worst = _worst(result["passes"]["golden"]["outputs"], content, name, encoded.lengths)
+        limit = content["tolerance"][name]
+        reason = f"{name}: golden outputs differ by {worst:.2g} of their range (limit {limit:g})"
+        outcome = "pass" if worst <= limit else "fail"
+        checks.append(Check("golden", limit, worst, outcome, reason))
+        on_event(Event("stage-end", "golden", reason))
+    return checks
+
+
+def _worst(outputs: Any, content: dict[str, Any], file: str, lengths: Any) -> float:
+    """Largest difference from the golden answers, over the largest golden magnitude."""
+    gap, largest = 0.0, 1e-12
+    for index, row in enumerate(content["rows"]):
+        expected = np.asarray(row["outputs"][file], dtype=np.float32)
+        found = outputs[index]
+        if lengths is not None and expected.ndim == 2:
+            found = found[: lengths[index]]
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return float("inf")
+        gap = max(gap, float(np.abs(found - expected).max(initial=0.0)))
+        largest = max(largest, float(np.abs(expected).max(initial=0.0)))
+    return gap / largest
+
+
+def _budget_checks(manifest: Manifest) -> list[Check]:
+    shipped = sum(entry.bytes for entry in manifest.files if entry.shipped)
+    if shipped != manifest.shipped_bytes:
+        return [
+            Check(
+                "size",
+                manifest.shipped_bytes,
+                shipped,
+                "fail",
+                f"the manifest says {format_bytes(manifest.shipped_bytes)} are shipped, "
+                f"the files are {format_bytes(shipped)}",
+            )
+        ]
+    size = manifest.budget.get("size")
+    limits = Budget(size=None if size is None else int(size))
+    return list(judge(limits, size=shipped, latency=None, memory=None, accuracy_drop=None).checks)

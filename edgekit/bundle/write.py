@@ -1,0 +1,151 @@
+"""Write a bundle: everything into a folder beside the place, then one rename.
+
+Rules:
+
+1. A folder that is not a bundle of ours is never touched.
+2. A bundle of another model is replaced only with ``overwrite``.
+3. A build killed half-way leaves the old bundle, or none; never half of one.
+"""
+
+import json
+import os
+import shutil
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit.artifact import Artifact, sha256
+from edgekit.bundle.golden import FILE as GOLDEN
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import FILE as MANIFEST
+from edgekit.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from edgekit.errors import BundleError, OutputError
+from edgekit.target import Target
+
+LABELS = "labels.json"
+TOKENIZER = "tokenizer.json"
+PREPROCESSOR = "preprocessor.json"
+README = "README.md"
+
+Role = Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme"]
+_ROLES: dict[str, tuple[Role, bool]] = {
+    TOKENIZER: ("tokenizer", True),
+    LABELS: ("labels", True),
+    PREPROCESSOR: ("preprocessor", True),
+    GOLDEN: ("golden", False),
+    README: ("readme", False),
+}
+
+
+def app_files(
+    *, labels: Sequence[str], tokenizer: str | None, preprocessor: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Text files that an app ships beside the model, by name; their bytes count for the budget."""
+    files = {}
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer
+    if labels:
+        files[LABELS] = json.dumps(list(labels), ensure_ascii=False, separators=(",", ":"))
+    if preprocessor is not None:
+        files[PREPROCESSOR] = json.dumps(preprocessor, separators=(",", ":"))
+    return files
+
+
+def check_output(folder: Path, *, model: str, overwrite: bool) -> None:
+    """Raise OutputError unless the folder may be written (rules 1 and 2)."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another folder with --output")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MANIFEST).is_file():
+            raise OutputError(
+                f"{folder} holds files that edgekit did not write; choose another --output"
+            )
+        try:
+            other = read_manifest(folder).model.reference
+        except BundleError:
+            other = model  # a damaged bundle of ours: writing it again is the mend
+        if other != model and not overwrite:
+            raise OutputError(
+                f"{folder} holds a bundle of {other}; choose another --output, or --overwrite"
+            )
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write to {parent}; choose another --output")
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    target: Target,
+    artifacts: Sequence[Artifact],
+    files: Mapping[str, str],
+    golden: Mapping[str, Any],
+    manifest: Manifest,
+) -> Manifest:
+    """Write all of it; the manifest with its files listed. Raises OutputError."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for artifact in artifacts:
+            shutil.copyfile(artifact.path, partial / artifact.path.name)
+        for name, text in files.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        write_golden(golden, partial)
+        (partial / README).write_text(_readme(target, artifacts, manifest), encoding="utf-8")
+        complete = manifest.model_copy(update={"files": _entries(partial)})
+        write_manifest(complete, partial)
+        _replace(partial, folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder}: {error.strerror or error}; nothing was left there"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return complete
+
+
+def _entries(folder: Path) -> list[FileEntry]:
+    entries = []
+    for path in sorted(folder.iterdir()):
+        role, shipped = _ROLES.get(path.name, ("model", True))
+        entries.append(
+            FileEntry(
+                path=path.name,
+                bytes=path.stat().st_size,
+                sha256=sha256(path),
+                role=role,
+                shipped=shipped,
+            )
+        )
+    return entries
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put the new folder in the old one's place; the old one goes only when the new one is there."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -> str:
+    """The target's README with the names of this bundle filled in."""
+    artifact = artifacts[0]
+    template = (target.folder / "README.md").read_text(encoding="utf-8")
+    return string.Template(template).safe_substitute(
+        model=manifest.model.reference,
+        file=artifact.path.name,
+        inputs=", ".join(tensor.name for tensor in artifact.inputs),
+        output=artifact.outputs[0].name,
+        lengths=", ".join(str(length) for length in artifact.lengths) or "any",
+        runtime=f"{target.runtime.package} {target.runtime.oldest} or later",
+    )

@@ -1,0 +1,127 @@
+"""The command line: one file per command, each of which parses, calls the API and renders.
+
+Exit codes: 0 pass, 1 a budget or proof failed, 2 wrong usage or input, 3 inconclusive,
+4 a bug of ours, 130 stopped by Ctrl-C. What went wrong is one sentence on stderr.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from edgekit import __version__
+from edgekit.cli import bench, build, cache, doctor, init, inspect, steps, targets, verify
+from edgekit.errors import EdgekitError
+
+# Without rich's markup the help takes a third of the time.
+app = typer.Typer(
+    name="edgekit",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("init")(init.run)
+app.command("build")(build.run)
+app.command("verify")(verify.run)
+app.command("bench")(bench.run)
+app.command("inspect")(inspect.run)
+app.command("targets")(targets.run)
+app.command("steps")(steps.run)
+app.command("doctor")(doctor.run)
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def edgekit(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """A fine-tuned model in, the smallest verified file for a device out."""
+    if version:
+        typer.echo(f"edgekit {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Every failure is one sentence on stderr."""
+    debug = bool(os.environ.get("EDGEKIT_DEBUG"))
+    _tolerate_narrow_encodings()
+    if not debug:
+        _quiet_libraries()
+    try:
+        return int(app(list(arguments), prog_name="edgekit", standalone_mode=False) or 0)
+    except EdgekitError as error:
+        return _say(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _say(_sentence(error.format_message()), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("stopped", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" while writing {error.filename}" if error.filename else ""
+            return _say(f"the disk is full{where}; free some space and run again", 2)
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _say(
+            f"a bug of ours: {what}; please report it with the traceback in {_traceback_file()}", 4
+        )
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"edgekit: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _sentence(message: str) -> str:
+    """The parser's message as we write ours: one sentence, without a capital or a full stop."""
+    text = message.strip().removesuffix(".")
+    return f"{text[:1].lower()}{text[1:]} (edgekit --help)"
+
+
+def _traceback_file() -> str:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="edgekit-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as stream:
+        stream.write(f"edgekit {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n")
+        traceback.print_exc(file=stream)
+    return stream.name
+
+
+def _tolerate_narrow_encodings() -> None:
+    """A terminal that cannot show µ or ✓ shows ? instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _quiet_libraries() -> None:
+    """What libraries print is for their authors; EDGEKIT_DEBUG=1 shows it."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,324 @@
+"""What commands print: JSON for machines, aligned text for people, progress while they wait."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgekit.budget import Outcome, Verdict, format_limit
+from edgekit.events import Event, Sink, silent
+from edgekit.units import format_bytes, format_percent, format_seconds, format_signed_points
+
+if TYPE_CHECKING:
+    from edgekit.inspect import Contents
+    from edgekit.pipeline import BuildResult, BundleResult
+    from edgekit.project import Settings
+
+EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+_MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?", "yellow")}
+# Metrics that are not shares of rows, and so have no percentage.
+_COEFFICIENTS = ("matthews", "spearman", "pearson")
+
+
+# JSON
+
+
+def show_json(document: Any) -> None:
+    """The document on stdout; a number that JSON has no word for becomes null."""
+    typer.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
+# Text
+
+
+def bold(text: str) -> str:
+    return typer.style(text, bold=True)
+
+
+def dim(text: str) -> str:
+    return typer.style(text, dim=True)
+
+
+def mark(outcome: Outcome) -> str:
+    """✓, ✗ or ? in its colour."""
+    sign, colour = _MARKS[outcome]
+    return typer.style(sign, fg=colour)
+
+
+def show_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
+    """Columns as wide as their cells; the ones in ``right`` are aligned to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    typer.echo(bold(line(head)))
+    for row in rows:
+        typer.echo(line(row))
+
+
+# Progress
+
+
+@contextlib.contextmanager
+def watching(json: bool) -> Iterator[Sink]:
+    """A sink for a job's events: alive on a terminal, plain lines elsewhere, silent for JSON.
+
+    With ``json`` nothing that a library prints reaches stdout.
+    """
+    if json:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield silent
+    elif sys.stdout.isatty() and not os.environ.get("CI"):
+        with _live() as sink:
+            yield sink
+    else:
+        yield _plain()
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Sink]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
+        running: dict[str, Any] = {}
+        ended = _stages()
+
+        def show(event: Event) -> None:
+            line = ended(event)
+            if event.kind == "stage-start":
+                running[event.name] = progress.add_task(event.text or event.name, total=None)
+            elif event.kind == "progress" and event.name in running:
+                progress.update(running[event.name], total=1.0, completed=event.fraction or 0.0)
+            elif event.kind == "stage-end" and event.name in running:
+                progress.remove_task(running.pop(event.name))
+            for each in line:
+                progress.console.out(each, highlight=False)
+
+        yield show
+
+
+def _plain() -> Sink:
+    ended = _stages()
+
+    def show(event: Event) -> None:
+        for line in ended(event):
+            print(line, flush=True)
+
+    return show
+
+
+def _stages() -> Any:
+    """A function from an event to the lines that it leaves behind."""
+    started: dict[str, tuple[float, str]] = {}
+
+    def lines(event: Event) -> list[str]:
+        if event.kind == "stage-start":
+            started[event.name] = (time.perf_counter(), event.text or event.name)
+            return []
+        if event.kind == "stage-end":
+            begun, title = started.pop(event.name, (time.perf_counter(), event.name))
+            if event.text and event.text != title:
+                title = f"{title}: {event.text}"
+            seconds = event.seconds if event.seconds is not None else time.perf_counter() - begun
+            took = "from the cache" if event.reused else format_seconds(seconds)
+            return [f"✓ {title}  ({took})"]
+        if event.kind in ("note", "plan"):
+            return [f"  {line}" for line in event.text.splitlines()]
+        return []
+
+    return lines
+
+
+# Settings
+
+
+def show_settings(settings: "Settings") -> None:
+    """Everything that is set, and what set it."""
+    columns = {
+        "text": settings.columns.text,
+        "text_pair": settings.columns.text_pair,
+        "label": settings.columns.label,
+    }
+    limits = {
+        name.replace("_", "-"): value
+        for name, value in settings.budget.to_json().items()
+        if value is not None
+    }
+    shown = {
+        "model": settings.model,
+        "task": settings.task,
+        "data": settings.data,
+        "eval": settings.eval,
+        **columns,
+        "targets": ", ".join(settings.targets),
+        "formats": ", ".join(settings.formats),
+        "scheme": settings.scheme,
+        "budget": ", ".join(f"{name} {format_limit(name, v)}" for name, v in limits.items()),
+        "lengths": ", ".join(str(length) for length in settings.lengths),
+        "steps": " → ".join(str(step) for step in settings.steps),
+        "seed": str(settings.seed),
+        "output": str(settings.output),
+    }
+    for name, value in shown.items():
+        if value:
+            origin = settings.origins.get(name, "default")
+            typer.echo(f"{name.replace('_', ' ').rjust(9)}  {value}  {dim(f'({origin})')}")
+
+
+# Bundles
+
+
+def show_bundles(result: "BuildResult") -> None:
+    """What was built: each bundle beside the original, its verdict, and what to do next."""
+    for note in result.notes:
+        typer.echo(f"  note: {note}")
+    if not result.bundles:
+        typer.echo("\nnothing was built (--dry-run)")
+    for bundle in result.bundles:
+        typer.echo()
+        _show_bundle(bundle, result.original_bytes)
+
+
+def _show_bundle(bundle: "BundleResult", original_bytes: int) -> None:
+    share = original_bytes / bundle.shipped_bytes
+    shipped = f"{format_bytes(bundle.shipped_bytes)} to ship, {share:.1f}× smaller"
+    typer.echo(f"{bold(bundle.target)}  {shipped}")
+    records = [{"bytes": None, **record} for record in bundle.figures.values()]
+    scores = records[0]["metrics"]["original"]
+    rows = [("bytes", [format_bytes(original_bytes), *(_bytes(r["bytes"]) for r in records)])]
+    for metric, score in scores.items():
+        cells = [_score(metric, r["metrics"]["file"][metric], score) for r in records]
+        rows.append((metric, [_score(metric, score), *cells]))
+    rows.append(("agreement", ["", *(format_percent(r["parity"]["agreement"]) for r in records)]))
+    rows.extend((name, ["", *cells]) for name, cells in _running(records))
+    show_table(
+        ("", "original", *bundle.figures),
+        [(name, *cells) for name, cells in rows],
+        right=range(1, len(records) + 2),
+    )
+    typer.echo(dim(f"measured on {_device(records[0])}, {records[0]['rows']} rows"))
+    show_verdict(bundle.verdict)
+    typer.echo(f"{bundle.path}  next: edgekit verify {bundle.path}")
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """One line for each limit."""
+    for check in verdict.checks:
+        typer.echo(f"{mark(check.outcome)} {check.reason}")
+
+
+def show_figures(figures: Mapping[str, Any]) -> None:
+    """What ``edgekit bench`` measured of each file."""
+    records = list(figures["files"].values())
+    rows = [("bytes", [_bytes(record["bytes"]) for record in records]), *_running(records)]
+    show_table(
+        ("", *figures["files"]),
+        [(name, *cells) for name, cells in rows],
+        right=range(1, len(records) + 1),
+    )
+    typer.echo(dim(f"measured on {_device(records[0])}"))
+
+
+def _running(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows for what running a file showed, one cell per record."""
+    return [
+        ("p50", [format_seconds(r["latency"]["p50"]) for r in records]),
+        ("p90", [format_seconds(r["latency"]["p90"]) for r in records]),
+        ("load", [format_seconds(r["load_seconds"]) for r in records]),
+        ("first run", [format_seconds(r["first_run_seconds"]) for r in records]),
+        ("peak memory", [_bytes(r["peak_memory"]) for r in records]),
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    return "not known" if count is None else format_bytes(count)
+
+
+def _score(metric: str, score: float, original: float | None = None) -> str:
+    if metric in _COEFFICIENTS:
+        return f"{score:.4f}" if original is None else f"{score:.4f} ({score - original:+.4f})"
+    shown = format_percent(score)
+    return shown if original is None else f"{shown} ({format_signed_points(score - original)})"
+
+
+def _device(record: Mapping[str, Any]) -> str:
+    device = record["device"]
+    threads = f"{device['threads']} thread" + ("s" if device["threads"] > 1 else "")
+    return f"{device['cpu'] or device['machine']}, {threads}, {device['runtime']}"
+
+
+# Files
+
+
+def contents_json(contents: "Contents") -> dict[str, Any]:
+    """Everything in a model file."""
+    return {
+        "format": contents.format,
+        "bytes": contents.bytes,
+        "inputs": [vars(tensor) for tensor in contents.inputs],
+        "outputs": [vars(tensor) for tensor in contents.outputs],
+        "signatures": list(contents.signatures),
+        "ops": dict(contents.ops),
+        "bytes_per_dtype": contents.bytes_per_dtype(),
+        "tensors": [vars(tensor) for tensor in contents.tensors],
+    }
+
+
+def show_contents(name: str, contents: "Contents", *, largest: int) -> None:
+    """A model file for people, with its ``largest`` tensors."""
+    typer.echo(f"{bold(name)}  {contents.format}, {format_bytes(contents.bytes)}")
+    for kind, tensors in (("input", contents.inputs), ("output", contents.outputs)):
+        for tensor in tensors:
+            shape = " × ".join(str(size) for size in tensor.shape) or "scalar"
+            typer.echo(f"{kind.rjust(8)}  {tensor.name}: {tensor.dtype} [{shape}]")
+    if contents.signatures:
+        typer.echo(f"{'signature'.rjust(8)}  {', '.join(contents.signatures)}")
+    ops = sorted(contents.ops.items(), key=lambda item: (-item[1], item[0]))
+    typer.echo(
+        f"{'ops'.rjust(8)}  {sum(contents.ops.values())}: "
+        + ", ".join(f"{count} {op}" for op, count in ops)
+    )
+    per_dtype = contents.bytes_per_dtype().items()
+    stored = ", ".join(f"{dtype} {format_bytes(count)}" for dtype, count in per_dtype)
+    typer.echo(f"{'stored'.rjust(8)}  {stored or 'nothing'}")
+    tensors_by_size = sorted(contents.tensors, key=lambda tensor: -tensor.bytes)[:largest]
+    if tensors_by_size:
+        typer.echo()
+        show_table(
+            ("bytes", "dtype", "shape", "largest tensors"),
+            [
+                (format_bytes(t.bytes), t.dtype, " × ".join(map(str, t.shape)) or "scalar", t.name)
+                for t in tensors_by_size
+            ],
+            right=(0,),
+        )
+    typer.echo()

@@ -1,0 +1,30 @@
+"""``edgekit steps``: what can be done to a model on the way."""
+
+import dataclasses
+
+import typer
+
+from edgekit.cli import options, render
+
+
+def run(json: options.Json = False) -> None:
+    """List the steps and their options."""
+    from edgekit.recipe import step_names, step_options, step_summary
+
+    if json:
+        listed = [
+            {
+                "name": name,
+                "summary": step_summary(name),
+                "options": [dataclasses.asdict(option) for option in step_options(name)],
+            }
+            for name in step_names()
+        ]
+        render.show_json({"steps": listed})
+        return
+    for name in step_names():
+        typer.echo(f"{render.bold(name)}  {step_summary(name)}")
+        for option in step_options(name):
+            default = "required" if option.required else f"default {option.default}"
+            typer.echo(f"    {option.name}={option.type}  ({default})")
+    typer.echo("\nin a project: [[steps]] name = …    as a flag: --step name:option=value,option=…")

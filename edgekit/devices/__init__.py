@@ -1,0 +1,1 @@
+"""Where an artifact runs. One agent file does the running everywhere."""

@@ -1,0 +1,335 @@
+"""Runs one model file in a process of its own and writes what it saw as one JSON.
+
+Needs only Python 3.9 or later, numpy and the runtime under test, so that the same file runs on
+this host, in an older runtime's environment, under emulation, on a board or on a phone:
+
+    python agent.py JOB.json RESULT.json
+
+The job (see ``read_job``):
+
+    file, format      the model file; "onnx", "tflite" or "torchscript"
+    threads           threads that the runtime may use
+    lengths           sequence-length buckets of the file; empty when the length is dynamic
+    inputs            an .npz with one array per input, rows first, right-padded with the pad id,
+                      and "lengths" (true token count per row) for text
+    signature_inputs  input names in the order of the file's signature
+    passes            what to run, in this order:
+        {"name", "kind": "outputs", "rows": [..] or null, "batch": 1, "width": null}
+            outputs of the rows, ``batch`` at a time, in the smallest bucket that holds
+            them, or padded to ``width`` tokens
+        {"name", "kind": "latency", "rows": [..], "seconds": s, "warmup": n}
+            wall time of single rows at their true length, cycling through the rows
+
+The result: outputs (base64 of little-endian arrays), latency samples in seconds, load and
+first-run seconds, memory in bytes at start, with the runtime imported, after load and at the
+peak of the latency pass, and the fingerprint of the device. A row's output keeps only its
+true tokens when the model answers per token. On failure ``error`` says what happened.
+"""
+
+import base64
+import json
+import os
+import platform
+import sys
+import time
+
+import numpy as np
+
+VERSION = 1
+
+
+def main(job_path, result_path):
+    with open(job_path, encoding="utf-8") as stream:
+        job = json.load(stream)
+    result = {"agent": VERSION, "passes": {}, "error": None}
+    try:
+        run(job, result)
+    except Exception as error:  # the parent reads the reason from the result, not from a trace
+        result["error"] = f"{type(error).__name__}: {error}"
+    partial = result_path + ".partial"
+    with open(partial, "w", encoding="utf-8") as stream:
+        json.dump(result, stream)
+    os.replace(partial, result_path)
+    return 1 if result["error"] else 0
+
+
+def run(job, result):
+    with np.load(job["inputs"], allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    lengths = arrays.pop("lengths", None)
+    memory = {"start": resident()}
+    call, version = RUNTIMES[job["format"]](job, memory)
+    result["load_seconds"] = memory.pop("load_seconds")
+    result["fingerprint"] = fingerprint(job, version)
+
+    rows = Rows(arrays, lengths, job["lengths"], job["signature_inputs"])
+    started = time.perf_counter()
+    call(rows.feed([0]))
+    result["first_run_seconds"] = time.perf_counter() - started
+    for step in job["passes"]:
+        if step["kind"] == "latency":
+            result["passes"][step["name"]] = measure(call, rows, step)
+            memory["peak"] = peak()
+        else:
+            result["passes"][step["name"]] = outputs(call, rows, step)
+    memory.setdefault("peak", peak())
+    result["memory"] = memory
+
+
+class Rows:
+    """The inputs, cut to what one call takes."""
+
+    def __init__(self, arrays, lengths, buckets, order):
+        self.arrays, self.lengths, self.buckets, self.order = arrays, lengths, buckets, order
+        self.count = len(next(iter(arrays.values())))
+
+    def width(self, indices):
+        """Tokens per row of a call: the longest true length, or the bucket that holds it."""
+        if self.lengths is None:
+            return None
+        longest = int(self.lengths[indices].max())
+        if not self.buckets:
+            return longest
+        return next((b for b in self.buckets if b >= longest), self.buckets[-1])
+
+    def feed(self, indices, width=None):
+        width = width or self.width(indices)
+        feed = {}
+        for name in self.order:
+            array = self.arrays[name][indices]
+            if width is not None:
+                array = fit(array, width)
+            feed[name] = np.ascontiguousarray(array)
+        return feed
+
+
+def fit(array, width):
+    """Cut or pad to ``width`` columns. Zeros do: what the mask hides may be any token."""
+    if array.shape[1] >= width:
+        return array[:, :width]
+    filler = np.zeros((len(array), width - array.shape[1]), array.dtype)
+    return np.concatenate([array, filler], axis=1)
+
+
+def outputs(call, rows, step):
+    indices = list(range(rows.count)) if step["rows"] is None else step["rows"]
+    found, widths = [], []
+    for first in range(0, len(indices), step["batch"]):
+        chunk = np.asarray(indices[first : first + step["batch"]])
+        answer = np.asarray(call(rows.feed(chunk, step["width"])), dtype=np.float32)
+        found.extend(answer)
+        widths.append(step["width"] or rows.width(chunk))
+    if found and found[0].ndim == 2 and rows.lengths is not None:
+        found = align(found, rows, indices)
+    return {"outputs": encode(np.stack(found) if found else np.zeros((0,), np.float32)),
+            "widths": sorted({w for w in widths if w is not None})}
+
+
+def align(found, rows, indices):
+    """Per-token answers padded with zeros to the longest row, true tokens only."""
+    longest = int(rows.lengths.max())
+    aligned = np.zeros((len(found), longest, found[0].shape[-1]), np.float32)
+    for position, (index, answer) in enumerate(zip(indices, found)):
+        length = min(int(rows.lengths[index]), len(answer))
+        aligned[position, :length] = answer[:length]
+    return list(aligned)
+
+
+def measure(call, rows, step):
+    feeds = [rows.feed([index]) for index in step["rows"]]
+    widths = [rows.width([index]) for index in step["rows"]]
+    for feed in feeds[: step["warmup"]]:
+        call(feed)
+    # Every bucket once, so that none is prepared inside a sample.
+    for feed in {width: feed for width, feed in zip(widths, feeds)}.values():
+        call(feed)
+    clock = time.perf_counter
+    samples, order = [], []
+    deadline = clock() + step["seconds"]
+    position = 0
+    while clock() < deadline or position < len(feeds):
+        feed = feeds[position % len(feeds)]
+        started = clock()
+        call(feed)
+        samples.append(clock() - started)
+        order.append(position % len(feeds))
+        position += 1
+        if clock() > deadline + 4 * step["seconds"]:
+            break
+    return {"samples": samples, "rows": [step["rows"][i] for i in order],
+            "widths": [widths[i] for i in order]}
+
+
+def load_onnx(job, memory):
+    import onnxruntime
+
+    memory["imported"] = resident()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    started = time.perf_counter()
+    session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
+    memory["load_seconds"] = time.perf_counter() - started
+    memory["loaded"] = resident()
+    kinds = {i.name: np.dtype(ONNX_TYPES.get(i.type, "float32")) for i in session.get_inputs()}
+
+    def call(feed):
+        return session.run(None, {n: a.astype(kinds[n], copy=False) for n, a in feed.items()})[0]
+
+    return call, "onnxruntime " + onnxruntime.__version__
+
+
+ONNX_TYPES = {"tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float16)": "float16",
+              "tensor(uint8)": "uint8", "tensor(int8)": "int8"}
+
+
+def load_tflite(job, memory):
+    try:
+        import ai_edge_litert.interpreter as runtime
+
+        package = "ai-edge-litert"
+    except ImportError:
+        import tflite_runtime.interpreter as runtime
+
+        package = "tflite-runtime"
+    import importlib.metadata
+
+    version = package + " " + importlib.metadata.version(package)
+    memory["imported"] = resident()
+    started = time.perf_counter()
+    interpreter = runtime.Interpreter(job["file"], num_threads=job["threads"])
+    signatures = interpreter.get_signature_list()
+    if not signatures:
+        return plain_tflite(interpreter, job, memory, started), version
+    runners = {}
+    for key in signatures:
+        runner = interpreter.get_signature_runner(key)
+        shapes = {name: d["shape"] for name, d in runner.get_input_details().items()}
+        first = shapes[job["signature_inputs"][0]]
+        width = int(first[1]) if job["lengths"] else None
+        runners[width] = runner
+    output = next(iter(next(iter(runners.values())).get_output_details()))
+    memory["load_seconds"] = time.perf_counter() - started
+    memory["loaded"] = resident()
+
+    kinds = {n: d["dtype"] for n, d in next(iter(runners.values())).get_input_details().items()}
+
+    def call(feed):
+        width = next(iter(feed.values())).shape[1] if job["lengths"] else None
+        ready = {n: a.astype(kinds[n], copy=False) for n, a in feed.items()}
+        return runners[width](**ready)[output]
+
+    return call, version
+
+
+def plain_tflite(interpreter, job, memory, started):
+    """A file without signatures: inputs in the order of the graph, one fixed shape."""
+    interpreter.allocate_tensors()
+    memory["load_seconds"] = time.perf_counter() - started
+    memory["loaded"] = resident()
+    details = interpreter.get_input_details()
+    output = interpreter.get_output_details()[0]
+
+    def call(feed):
+        for detail, name in zip(details, job["signature_inputs"]):
+            interpreter.set_tensor(detail["index"], quantized(feed[name], detail))
+        interpreter.invoke()
+        return dequantized(interpreter.get_tensor(output["index"]), output)
+
+    return call
+
+
+def quantized(array, detail):
+    """A float input on an integer tensor's grid; everything else as it is."""
+    scale, zero = detail["quantization"]
+    if array.dtype == np.float32 and scale and np.issubdtype(detail["dtype"], np.integer):
+        limits = np.iinfo(detail["dtype"])
+        array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max)
+    return array.astype(detail["dtype"])
+
+
+def dequantized(array, detail):
+    scale, zero = detail["quantization"]
+    return (array.astype(np.float32) - zero) * scale if scale else array
+
+
+def load_torchscript(job, memory):
+    import torch
+
+    memory["imported"] = resident()
+    torch.set_num_threads(job["threads"])
+    started = time.perf_counter()
+    module = torch.jit.load(job["file"], map_location="cpu").eval()
+    memory["load_seconds"] = time.perf_counter() - started
+    memory["loaded"] = resident()
+
+    def call(feed):
+        tensors = [torch.from_numpy(a) for a in feed.values()]
+        tensors = [t.long() if t.dtype == torch.int32 else t for t in tensors]
+        with torch.inference_mode():
+            return module(*tensors).float().numpy()
+
+    return call, "torch " + torch.__version__
+
+
+RUNTIMES = {"onnx": load_onnx, "tflite": load_tflite, "torchscript": load_torchscript}
+
+
+def encode(array):
+    array = np.ascontiguousarray(array, dtype="<f4")
+    return {"dtype": "float32", "shape": list(array.shape),
+            "data": base64.b64encode(array.tobytes()).decode("ascii")}
+
+
+def resident():
+    """Bytes of this process in memory now (kernel's accounting), or None."""
+    return status("VmRSS")
+
+
+def peak():
+    """Most bytes that this process ever had in memory (kernel's accounting), or None."""
+    found = status("VmHWM")
+    if found is None:
+        import resource
+
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found *= 1 if sys.platform == "darwin" else 1024
+    return found
+
+
+def status(key):
+    try:
+        with open("/proc/self/status", encoding="ascii") as stream:
+            for line in stream:
+                if line.startswith(key + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def fingerprint(job, runtime):
+    cpu, features = "", []
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                key, _, value = line.partition(":")
+                key = key.strip()
+                if key == "model name" and not cpu:
+                    cpu = value.strip()
+                elif key in ("flags", "Features") and not features:
+                    known = set(value.split())
+                    features = [f for f in FEATURES if f in known]
+    except OSError:
+        pass
+    return {"machine": platform.machine(), "system": platform.system(), "cpu": cpu,
+            "cores": os.cpu_count(), "features": features, "runtime": runtime,
+            "threads": job["threads"], "python": platform.python_version(),
+            "numpy": np.__version__}
+
+
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,522 @@
+"""A model: a torch module with its preprocessor, its task and what was done to it."""
+
+import contextlib
+import difflib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from edgekit.architectures import Architecture, architecture
+from edgekit.errors import ModelError
+from edgekit.preprocess import (
+    Array,
+    Encoded,
+    ImagePreprocessor,
+    TextPreprocessor,
+    image_preprocessor,
+)
+from edgekit.source import Source, call_factory, identify, module_digest, read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = [
+    "Model",
+    "Problem",
+    "Source",
+    "Task",
+    "check_task",
+    "export_forward",
+    "identify",
+    "load_model",
+    "reference_outputs",
+    "save_model",
+]
+
+Task = Literal[
+    "text-classification",
+    "token-classification",
+    "sentence-embedding",
+    "image-classification",
+    "module",
+]
+Problem = Literal["single-label", "multi-label", "regression"]
+
+# What the class that a checkpoint was saved from is for, by the end of its name.
+_TASKS: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
+    "ForMaskedLM": "sentence-embedding",
+    "ForPreTraining": "sentence-embedding",
+    "LMHeadModel": "sentence-embedding",
+    "Model": "sentence-embedding",
+}
+_CLASSES: dict[Task, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "sentence-embedding": "AutoModel",
+}
+_PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": "single-label",
+    "multi_label_classification": "multi-label",
+    "regression": "regression",
+}
+# Where neither a position table nor the tokenizer sets a limit (XLNet).
+_LONGEST = 512
+_RECORD = "edgekit.json"
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """Immutable: a step returns a new one.
+
+    module: in fp32 and eval mode; on torch's meta device when only shapes are wanted.
+    problem: ``None`` for tasks that do not classify whole rows. labels: by output index; empty
+    for regression, sentence-embedding and plain modules. lineage: what was done to it, a
+    sentence each. example: of a plain module, one example of each input by name.
+    """
+
+    module: "nn.Module"
+    task: Task
+    problem: Problem | None
+    architecture: Architecture | None
+    preprocessor: TextPreprocessor | ImagePreprocessor | None
+    labels: tuple[str, ...]
+    lineage: tuple[str, ...] = ()
+    example: "Mapping[str, torch.Tensor] | None" = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in the order in which the exported file takes them."""
+        if self.preprocessor is not None:
+            return self.preprocessor.inputs
+        return tuple(self.example or ())
+
+    def with_module(self, module: "nn.Module", note: str) -> "Model":
+        """The same with another module, and a sentence that says what was done."""
+        return replace(self, module=module, lineage=(*self.lineage, note))
+
+
+def check_task(task: str) -> Task:
+    """The task of that name. Raises ModelError with the nearest name."""
+    known = get_args(Task)
+    if task in known:
+        found: Task = task  # type: ignore[assignment]
+        return found
+    near = difflib.get_close_matches(task, known, n=1)
+    raise ModelError(
+        f"unknown task '{task}'"
+        + (f", did you mean '{near[0]}'?" if near else "")
+        + f" (known: {', '.join(known)})"
+    )
+
+
+def load_model(
+    source: Source, *, task: str | None = None, pair: bool = False, meta: bool = False
+) -> Model:
+    """Load a checkpoint, or call a plain module's factory; in fp32 whatever it was saved in.
+
+    task: instead of the one that the checkpoint's class is for. pair: its rows hold two texts.
+    meta: shapes only, on torch's meta device; no weights are read. Raises ModelError.
+    """
+    wanted = None if task is None else check_task(task)
+    if source.kind == "module":
+        return _load_plain(source, wanted, meta)
+    if source.kind == "file" or source.path is None:
+        raise ModelError(f"{source.reference} is an exported file: there is no torch model in it")
+    folder = source.path
+    fields = read_json(folder / "config.json")
+    described = architecture(fields["model_type"])
+    record = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    decided = wanted or record.get("task") or _detect_task(fields, folder, described)
+    _check_fit(decided, described, fields, folder)
+    if decided == "sentence-embedding":
+        _check_sentence_transformer(folder)
+    module = _load_module(folder, decided, meta)
+    model = Model(
+        module=module,
+        task=decided,
+        problem=_problem(module.config, decided),
+        architecture=described,
+        preprocessor=None,
+        labels=_labels(module.config, decided),
+        lineage=tuple(record.get("lineage", ())),
+    )
+    if not described.reads_text:
+        settings = read_json(folder / "preprocessor_config.json")
+        channels = fields.get("num_channels", 3)
+        return replace(model, preprocessor=image_preprocessor(settings, channels, str(folder)))
+    pair = pair or "token_type_ids" in record.get("inputs", ())
+    return replace(model, preprocessor=_text_preprocessor(folder, model, pair))
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write a checkpoint that ``load_model`` and transformers read: safetensors, no pickle.
+
+    A plain module has none: ModelError.
+    """
+    if model.architecture is None:
+        raise ModelError("a plain module has no checkpoint format; keep its factory")
+    module: Any = model.module
+    with _quiet():
+        module.save_pretrained(folder)
+    record = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
+    if isinstance(model.preprocessor, TextPreprocessor):
+        (folder / "tokenizer.json").write_text(model.preprocessor.tokenizer_json, "utf-8")
+        settings = {
+            "model_max_length": model.preprocessor.max_length,
+            "pad_token": _token(model.preprocessor, model.preprocessor.pad_id),
+        }
+        _write_json(folder / "tokenizer_config.json", settings)
+    elif isinstance(model.preprocessor, ImagePreprocessor):
+        _write_json(folder / "preprocessor_config.json", _image_settings(model.preprocessor))
+    _write_json(folder / _RECORD, record)
+
+
+def reference_outputs(model: Model, encoded: Encoded) -> Array:
+    """What the original model gives for each row alone: its own forward, without padding.
+
+    Returns float32: logits [N, C], unit vectors [N, D] for sentence-embedding, or for
+    token-classification logits [N, L, C] with zeros where a row has no token. Rows of one
+    length run together; 3,080 short texts take MiniLM 6 s on 2 cores.
+    """
+    import torch
+
+    if encoded.lengths is None:
+        batches = _batches(np.arange(len(encoded)), _batch_size(model))
+    else:
+        order = np.argsort(encoded.lengths, kind="stable")
+        edges = np.flatnonzero(np.diff(encoded.lengths[order])) + 1
+        batches = (b for same in np.split(order, edges) for b in _batches(same, _BATCH))
+    outputs: Array | None = None
+    with torch.inference_mode():
+        for rows in batches:
+            part = encoded.rows(rows)
+            length = None if part.lengths is None else int(part.lengths[0])
+            inputs = {
+                name: torch.from_numpy(array if length is None else array[:, :length])
+                for name, array in part.arrays.items()
+            }
+            answers = _original_forward(model, inputs).float().numpy()
+            if outputs is None:
+                longest = next(iter(encoded.arrays.values())).shape[1]
+                shape = (longest, answers.shape[2]) if answers.ndim == 3 else answers.shape[1:]
+                if model.task != "token-classification":
+                    shape = answers.shape[1:]
+                outputs = np.zeros((len(encoded), *shape), np.float32)
+            if model.task == "token-classification":
+                outputs[rows, : answers.shape[1]] = answers
+            else:
+                outputs[rows] = answers
+    return np.zeros((0, 0), np.float32) if outputs is None else outputs
+
+
+def export_forward(model: Model, *, decomposed_norm: bool = False) -> "nn.Module":
+    """The one clean forward for all exporters: the model's inputs in order, one tensor out.
+
+    decomposed_norm: layer norms as elementary operations (for LiteRT). The weights are shared
+    with the model. A plain module is its own.
+    """
+    if model.architecture is None:
+        return model.module
+    return model.architecture.forward(model, decomposed_norm).eval()
+
+
+def _original_forward(model: Model, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
+    import torch
+
+    if model.architecture is None:
+        answer = model.module(*(inputs[name] for name in model.inputs))
+        if not isinstance(answer, torch.Tensor):
+            raise ModelError(f"the module returns a {type(answer).__name__}; return one tensor")
+        return answer
+    if "input_ids" in inputs:
+        inputs = {name: tensor.long() for name, tensor in inputs.items()}
+    outputs = model.module(**inputs)
+    if model.task != "sentence-embedding":
+        logits: torch.Tensor = outputs.logits
+        return logits
+    return torch.nn.functional.normalize(outputs.last_hidden_state.mean(1), dim=-1)
+
+
+def _batches(rows: Array, size: int) -> Iterator[Array]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _batch_size(model: Model) -> int:
+    """A plain module may be written for the batch of its example."""
+    return len(next(iter(model.example.values()))) if model.example else _BATCH
+
+
+def _load_plain(source: Source, task: Task | None, meta: bool) -> Model:
+    if task not in (None, "module"):
+        raise ModelError(f"{source.reference} is a plain module: its task is 'module', not {task}")
+    module, example = call_factory(source.reference)
+    if module_digest(module, example) != source.digest:
+        raise ModelError(
+            f"{source.reference} returns other weights or inputs each time it is called; "
+            "load them from a file, or seed it"
+        )
+    check_finite(module)
+    module = module.float()
+    if meta:
+        module = module.to("meta")
+    return Model(module, "module", None, None, None, (), example=example)
+
+
+def _detect_task(fields: dict[str, Any], folder: Path, described: Architecture) -> Task:
+    names = fields.get("architectures") or [""]
+    for ending, task in _TASKS.items():
+        if names[0].endswith(ending):
+            return task
+    what = f"was saved from {names[0]}" if names[0] else "does not say what it is for"
+    known = ", ".join(t for t in get_args(Task) if t != "module")
+    raise ModelError(
+        f"{folder} {what}, which is no task that we know; name one with --task ({known})"
+    )
+
+
+def _check_fit(task: Task, described: Architecture, fields: dict[str, Any], folder: Path) -> None:
+    """Refuse a task that the family cannot do, and variants that the clean forward lacks."""
+    family = fields["model_type"]
+    if task == "module" or described.reads_text == (task == "image-classification"):
+        reads = "texts" if described.reads_text else "pictures"
+        raise ModelError(f"{folder} is a {family}, which reads {reads}: it cannot do {task}")
+    if fields.get("position_embedding_type", "absolute") != "absolute":
+        kind = fields["position_embedding_type"]
+        raise ModelError(f"{folder} has {kind} positions, and {family} is known with absolute ones")
+    if fields.get("is_decoder"):
+        raise ModelError(f"{folder} is a decoder (is_decoder), and only encoders can be exported")
+
+
+def _check_sentence_transformer(folder: Path) -> None:
+    """Refuse pooling other than the mean, and layers behind it (sentence-transformers)."""
+    if not (folder / "modules.json").is_file():
+        return
+    try:
+        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ModelError(f"{folder / 'modules.json'} is damaged; download it again") from None
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise ModelError(
+            f"{folder} ends in a {unknown[0]} layer, and only mean pooling and normalization can "
+            "be exported; choose a checkpoint without it"
+        )
+    if "Pooling" not in kinds:
+        return
+    pooling = read_json(folder / kinds["Pooling"] / "config.json")
+    chosen = pooling.get("pooling_mode") or [
+        name.removeprefix("pooling_mode_")
+        for name, on in pooling.items()
+        if name.startswith("pooling_mode_") and on
+    ]
+    modes = [chosen] if isinstance(chosen, str) else list(chosen)
+    if modes not in (["mean"], ["mean_tokens"]):
+        raise ModelError(
+            f"{folder} pools by {' and '.join(modes)}, and only the mean can be exported; choose "
+            "a checkpoint that pools by the mean"
+        )
+
+
+def _load_module(folder: Path, task: Task, meta: bool) -> Any:
+    with _quiet():
+        import torch
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        auto = getattr(transformers, _CLASSES[task])
+        settings: dict[str, Any] = {"attn_implementation": "eager"}
+        if task == "sentence-embedding" and _has_pooler(auto, config):
+            settings["add_pooling_layer"] = False
+        if meta:
+            with torch.device("meta"):
+                return auto.from_config(config, dtype=torch.float32, **settings).eval()
+        try:
+            module, report = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
+            )
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{folder} cannot be loaded for {task}: {reason}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
+            + f" that {task} needs; fine-tune it for that, or name its own task with --task"
+        )
+    check_finite(module)
+    return module.eval()
+
+
+def check_finite(module: "nn.Module") -> None:
+    """Raise ModelError, naming the tensor, when a weight is NaN or infinite."""
+    import torch
+
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{name} holds {count} values that are NaN or infinite; the file is damaged or "
+                "training diverged: take an earlier checkpoint"
+            )
+
+
+def _has_pooler(auto: Any, config: Any) -> bool:
+    """Whether the base model has a pooling layer that can be left out: nothing here uses it."""
+    import inspect
+
+    base = auto._model_mapping[type(config)]
+    return "add_pooling_layer" in inspect.signature(base.__init__).parameters
+
+
+def _problem(config: Any, task: Task) -> Problem | None:
+    if task == "image-classification":
+        return "single-label"
+    if task != "text-classification":
+        return None
+    if config.problem_type is not None:
+        return _PROBLEMS[config.problem_type]
+    return "regression" if config.num_labels == 1 else "single-label"
+
+
+def _labels(config: Any, task: Task) -> tuple[str, ...]:
+    if task == "sentence-embedding" or _problem(config, task) == "regression":
+        return ()
+    return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+
+def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocessor:
+    described = model.architecture
+    assert described is not None and described.embeddings is not None
+    embeddings = described.embeddings(model.module.base_model)
+    tokenizer = _read_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    fields = read_json(settings) if settings.is_file() else {}
+    rows = embeddings.words.weight.shape[0]
+    if tokenizer.get_vocab_size() > rows:
+        raise ModelError(
+            f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens and the word table "
+            f"has {rows} rows; save the tokenizer and the model together"
+        )
+    limits = [fields.get("model_max_length") or _LONGEST]
+    if embeddings.positions is not None:
+        limits.append(embeddings.positions.weight.shape[0] - embeddings.first_position)
+    else:
+        limits.append(_LONGEST)
+    if model.task == "sentence-embedding" and (folder / "sentence_bert_config.json").is_file():
+        wanted = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        limits.append(wanted or limits[0])
+    pair_types = described.token_types == "pairs" and pair and embeddings.types is not None
+    apart = model.task == "sentence-embedding"
+    if pair_types and (apart or embeddings.types.weight.shape[0] < 2):  # type: ignore[union-attr]
+        pair_types = False
+    read_types = described.token_types == "always" or pair_types
+    pad = fields.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    pad_id = tokenizer.token_to_id(pad) if pad else getattr(model.module.config, "pad_token_id", 0)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return TextPreprocessor(
+        tokenizer_json=tokenizer.to_str(),
+        max_length=int(min(limits)),
+        pad_id=pad_id or 0,
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if read_types else ())),
+        pairs_apart=apart,
+    )
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    """A ``tokenizers.Tokenizer``: from tokenizer.json, or converted from the older files."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ModelError(f"{path} is damaged ({error}); download it again") from None
+    with _quiet():
+        import transformers
+
+        try:
+            slow = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            return Tokenizer.from_str(slow.backend_tokenizer.to_str())
+        except Exception as error:  # anything can go wrong in a conversion
+            raise ModelError(
+                f"{folder} has no tokenizer.json, and none can be made of its other files "
+                f"({str(error).strip().splitlines()[0]}); save the tokenizer with the model"
+            ) from None
+
+
+def _token(preprocessor: TextPreprocessor, index: int) -> str:
+    from tokenizers import Tokenizer
+
+    token: str = Tokenizer.from_str(preprocessor.tokenizer_json).id_to_token(index)
+    return token
+
+
+def _image_settings(preprocessor: ImagePreprocessor) -> dict[str, Any]:
+    """``preprocessor_config.json`` as transformers writes it."""
+    fields = asdict(preprocessor)
+    target = {"height": fields["height"], "width": fields["width"]}
+    shortest = fields["shortest_edge"]
+    return {
+        "size": target if shortest is None else {"shortest_edge": shortest},
+        "crop_size": target,
+        "do_center_crop": shortest is not None,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": fields["rescale"],
+        "image_mean": fields["mean"],
+        "image_std": fields["std"],
+        "resample": fields["resample"],
+    }
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(
+        json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings from libraries while a checkpoint is read or written."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()

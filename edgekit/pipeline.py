@@ -1,0 +1,129 @@
+"""The main job, top to bottom: a checkpoint in, a verified bundle for each target out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit import stages
+from edgekit.budget import Outcome, Verdict, judge
+from edgekit.bundle.write import check_output
+from edgekit.errors import BudgetError
+from edgekit.events import Event, silent
+from edgekit.plan.propose import Plan
+from edgekit.project import Settings
+from edgekit.store import Store
+from edgekit.target import Target, load_target
+
+
+@dataclass(frozen=True)
+class BundleResult:
+    """One target's bundle. ``figures`` holds the record of each model file by its name."""
+
+    target: str
+    path: Path
+    shipped_bytes: int
+    figures: Mapping[str, Any]
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "path": str(self.path),
+            "shipped_bytes": self.shipped_bytes,
+            "figures": dict(self.figures),
+            "verdict": self.verdict.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did: its plan, and a bundle for each target (none on a dry run)."""
+
+    plan: Plan
+    original_bytes: int
+    bundles: tuple[BundleResult, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        outcomes = {bundle.verdict.outcome for bundle in self.bundles}
+        if "fail" in outcomes:
+            return "fail"
+        return "inconclusive" if "inconclusive" in outcomes else "pass"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "outcome": self.outcome,
+            "plan": self.plan.to_json(),
+            "original_bytes": self.original_bytes,
+            "bundles": [bundle.to_json() for bundle in self.bundles],
+            "notes": list(self.notes),
+        }
+
+
+def build(
+    settings: Settings,
+    *,
+    dry_run: bool = False,
+    on_event: Callable[[Event], None] = silent,
+) -> BuildResult:
+    """Build a bundle for each target of the settings.
+
+    Raises an EdgekitError for input that cannot be used (nothing is written then), BudgetError
+    when no plan fits the size limit, ProofError when a file does not do what the original does.
+    A budget that the measured figures break is a verdict in the result, not an error.
+    """
+    targets = [load_target(name) for name in settings.targets]
+    for target in targets:
+        check_output(_folder(settings, target), model=settings.model, overwrite=settings.overwrite)
+
+    work = stages.open_workbench(settings, Store(), on_event)
+    plan = stages.plan(work, targets)
+    on_event(Event("plan", "plan", plan.text()))
+    if plan.misfit is not None:
+        raise BudgetError(plan.misfit)
+    if dry_run:
+        return BuildResult(plan, work.source_bytes, (), plan.notes)
+
+    compressed = stages.compress(work, plan)
+    expected = stages.answer_originally(work)
+    bundles = []
+    for target in targets:
+        made = []
+        for format in settings.formats or target.formats:
+            artifact = stages.export(work, plan, compressed, target, format)
+            made.append((artifact, stages.prove(work, compressed, expected, artifact, target)))
+        bundles.append(_finish(work, plan, compressed, target, made))
+    return BuildResult(plan, work.source_bytes, tuple(bundles), plan.notes)
+
+
+def _finish(
+    work: stages.Workbench,
+    plan: Plan,
+    compressed: stages.Compressed,
+    target: Target,
+    made: Sequence[tuple[stages.Exported, stages.Proof]],
+) -> BundleResult:
+    """Judge what was measured, and write the bundle with the verdict in it."""
+    shipped = compressed.app_bytes + sum(exported.artifact.bytes for exported, _ in made)
+    verdict = judge(
+        work.settings.budget,
+        size=shipped,
+        latency=max(proof.latency for _, proof in made),
+        memory=max((p.memory for _, p in made if p.memory is not None), default=None),
+        accuracy_drop=max((p.drop for _, p in made if p.drop is not None), default=None),
+    )
+    folder = _folder(work.settings, target)
+    stages.bundle(work, plan, compressed, target, made, shipped, verdict, folder)
+    return BundleResult(
+        target=target.name,
+        path=folder,
+        shipped_bytes=shipped,
+        figures={exported.artifact.path.name: proof.record for exported, proof in made},
+        verdict=verdict,
+    )
+
+
+def _folder(settings: Settings, target: Target) -> Path:
+    return settings.output / target.name

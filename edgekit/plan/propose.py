@@ -1,0 +1,105 @@
+"""The plan of a build: which steps, which lengths, and the bytes to expect.
+
+Rules:
+
+1. Steps that the user names are the plan; nothing is added to them.
+2. Otherwise steps are added in order of harm, least first, until every target fits the size
+   limit: the target's own scheme alone, then a trimmed vocabulary.
+3. Sizes come from applying the steps to the model on the meta device and counting what the
+   writer will store; no weight is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.artifact import Format
+from edgekit.budget import Budget
+from edgekit.recipe import StepSpec, parse_table
+from edgekit.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Bytes that an app will ship for one target, by file format and for the files beside it."""
+
+    target: str
+    scheme: str
+    models: Mapping[Format, int]
+    beside: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.models.values()) + self.beside
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will do. ``misfit`` is why nothing fits the budget, or ``None``."""
+
+    steps: tuple[StepSpec, ...]
+    lengths: tuple[int, ...]
+    predicted: tuple[Predicted, ...]
+    original_bytes: int
+    misfit: str | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": [step.to_json() for step in self.steps],
+            "lengths": list(self.lengths),
+            "predicted": [
+                {
+                    "target": p.target,
+                    "scheme": p.scheme,
+                    "models": dict(p.models),
+                    "beside": p.beside,
+                    "total": p.total,
+                }
+                for p in self.predicted
+            ],
+            "original_bytes": self.original_bytes,
+            "misfit": self.misfit,
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "Plan":
+        return Plan(
+            steps=tuple(parse_table(step) for step in fields["steps"]),
+            lengths=tuple(fields["lengths"]),
+            predicted=tuple(
+                Predicted(p["target"], p["scheme"], p["models"], p["beside"])
+                for p in fields["predicted"]
+            ),
+            original_bytes=fields["original_bytes"],
+            misfit=fields["misfit"],
+            notes=tuple(fields["notes"]),
+        )
+
+    def text(self) -> str:
+        """The plan for people, one line a target."""
+        steps = " → ".join(str(step) for step in self.steps) or "no steps on the model"
+        lines = [f"{format_bytes(self.original_bytes)} original · {steps}"]
+        for each in self.predicted:
+            formats = " + ".join(each.models)
+            lines.append(f"{each.target}: {formats} {each.scheme}, about {format_bytes(each.total)}")
+        return "\n".join(lines)
+
+
+def misfit(
+    tried: Sequence[tuple[Sequence[StepSpec], Sequence[Predicted]]], budget: Budget
+) -> str | None:
+    """One sentence when the best of what was tried is above the size limit, else ``None``."""
+    if budget.size is None:
+        return None
+    steps, predicted = min(tried, key=lambda each: max(p.total for p in each[1]))
+    largest = max(predicted, key=lambda each: each.total)
+    if largest.total <= budget.size:
+        return None
+    done = ", ".join([largest.scheme, *(str(step) for step in steps)])
+    return (
+        f"{largest.target} does not fit {format_bytes(budget.size)}: the smallest within reach is "
+        f"{format_bytes(largest.total)} ({done}), {format_bytes(largest.total - budget.size)} too "
+        "much; raise --budget or start from a smaller model"
+    )

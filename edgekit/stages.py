@@ -1,0 +1,402 @@
+"""The stages of a build: each finds its output in the store, or makes it there.
+
+A stage's key holds the keys of what it is made from, never their content, so that a build with
+nothing changed loads no model and no runtime. The heavy work is in the rooms that these call.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit import __version__
+from edgekit.artifact import Artifact, Format, sha256
+from edgekit.budget import Verdict
+from edgekit.errors import ProofError
+from edgekit.events import Event, Sink
+from edgekit.plan.propose import Plan
+from edgekit.project import Settings
+from edgekit.recipe import StepSpec
+from edgekit.store import Entry, Store, versions
+from edgekit.target import Target
+from edgekit.workbench import Workbench, encode
+
+if TYPE_CHECKING:
+    from edgekit.measure.proof import Expected
+    from edgekit.model import Model
+
+# How long latency is sampled, in seconds. The median over mixed lengths settles within it.
+_LATENCY_SECONDS = 3.0
+
+
+def open_workbench(settings: Settings, store: Store, on_event: Sink) -> Workbench:
+    """Identify the model; raises ModelError before anything is read or written."""
+    from edgekit.model import identify
+
+    return Workbench(settings, identify(settings.model), store, on_event)
+
+
+def plan(work: Workbench, targets: Sequence[Target]) -> Plan:
+    """Which steps, which lengths, and the bytes to expect."""
+    settings = work.settings
+    inputs = {
+        **work.identity,
+        "targets": [_outcome_fields(target) for target in targets],
+        "formats": list(settings.formats),
+        "scheme": settings.scheme,
+        "size": settings.budget.size,
+        "lengths": list(settings.lengths),
+        "steps": [_step_fields(spec) for spec in settings.steps],
+    }
+
+    def produce(folder: Path) -> None:
+        from edgekit.plan.search import search
+
+        (folder / "plan.json").write_text(json.dumps(search(work, targets).to_json(), indent=1))
+
+    entry = _run(work, "plan", "planning", inputs, produce)
+    return Plan.from_json(_read(entry.path / "plan.json"))
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The model after the plan's steps, and the text files that an app ships beside it."""
+
+    work: Workbench
+    plan: Plan
+    entry: Entry
+
+    @cached_property
+    def model(self) -> "Model":
+        """The model itself, loaded when first needed."""
+        from edgekit.model import identify, load_model
+
+        if not self.plan.steps:
+            return self.work.original
+        return load_model(identify(str(self.entry.path / "checkpoint")))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Task, problem, labels and lineage."""
+        return _read(self.entry.path / "facts.json")
+
+    @property
+    def app_files(self) -> dict[str, str]:
+        folder = self.entry.path / "app"
+        return {p.name: p.read_text(encoding="utf-8") for p in sorted(folder.iterdir())}
+
+    @property
+    def app_bytes(self) -> int:
+        return sum(len(text.encode()) for text in self.app_files.values())
+
+
+def compress(work: Workbench, plan: Plan) -> Compressed:
+    """Apply the plan's steps to the model."""
+    inputs = {**work.identity, "steps": [_step_fields(spec) for spec in plan.steps]}
+
+    def produce(folder: Path) -> None:
+        from edgekit.bundle.write import app_files
+        from edgekit.model import save_model
+        from edgekit.step import Context, apply_steps
+
+        model = work.original
+        if plan.steps:
+            context = Context(work.data.train, work.settings.seed)
+            model = apply_steps([spec.step for spec in plan.steps], model, context)
+            save_model(model, folder / "checkpoint")
+        (folder / "app").mkdir()
+        for name, text in app_files(model).items():
+            (folder / "app" / name).write_text(text, encoding="utf-8")
+        facts = {
+            "task": model.task,
+            "problem": model.problem,
+            "labels": list(model.labels),
+            "lineage": list(model.lineage),
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+    title = "applying " + ", ".join(str(step) for step in plan.steps) if plan.steps else "preparing"
+    return Compressed(work, plan, _run(work, "compress", title, inputs, produce))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The original's outputs on the eval rows."""
+
+    work: Workbench
+    entry: Entry
+
+    @cached_property
+    def expected(self) -> "Expected":
+        from edgekit.measure.proof import Expected
+
+        original = self.work.original
+        with np.load(self.entry.path / "outputs.npz", allow_pickle=False) as archive:
+            outputs = archive["outputs"]
+        return Expected(
+            task=original.task,
+            problem=original.problem,
+            outputs=outputs,
+            labels=self.work.eval_labels(),
+            label_names=original.labels,
+            scores=_read(self.entry.path / "scores.json"),
+        )
+
+
+def answer_originally(work: Workbench) -> Answers:
+    """Run the fp32 original on the eval rows: what every file is held against.
+
+    Raises ProofError when its metric is no better than guessing.
+    """
+
+    def produce(folder: Path) -> None:
+        from edgekit.measure import accuracy
+        from edgekit.measure.proof import per_answer
+        from edgekit.model import reference_outputs
+
+        model = work.original
+        encoded = encode(model, work.eval_rows)
+        outputs = reference_outputs(model, encoded)
+        labels = work.eval_labels()
+        scores = {}
+        if labels is not None:
+            known = {"task": model.task, "problem": model.problem}
+            scores = accuracy.score(outputs, labels, labels=model.labels, encoded=encoded, **known)
+            accuracy.refuse_vacuous(scores, labels, **known)
+        np.savez(folder / "outputs.npz", outputs=per_answer(outputs, encoded))
+        (folder / "scores.json").write_text(json.dumps(scores))
+
+    title = "running the fp32 original on the eval rows"
+    return Answers(work, _run(work, "reference", title, work.identity, produce))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file in the store."""
+
+    artifact: Artifact
+    entry: Entry
+
+
+def export(
+    work: Workbench, plan: Plan, compressed: Compressed, target: Target, format: Format
+) -> Exported:
+    """Write the model in one format with the target's scheme."""
+    scheme = work.settings.scheme or target.scheme
+    lengths = plan.lengths if format == "tflite" else ()
+    inputs = {
+        "model": compressed.entry.key,
+        "format": format,
+        "scheme": scheme,
+        "lengths": list(lengths),
+    }
+
+    def produce(folder: Path) -> None:
+        from edgekit.export import export_artifact
+
+        artifact = export_artifact(compressed.model, folder, format, scheme, lengths)
+        (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
+
+    entry = _run(work, "export", f"writing {format} {scheme}", inputs, produce)
+    return Exported(Artifact.from_json(entry.path, _read(entry.path / "artifact.json")), entry)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proven and measured of one file, and its golden answers."""
+
+    record: Mapping[str, Any]
+    golden: Mapping[str, Any]
+
+    @property
+    def latency(self) -> float:
+        return float(self.record["latency"]["p50"])
+
+    @property
+    def memory(self) -> int | None:
+        """Peak bytes above an empty process."""
+        found: int | None = self.record["peak_memory"]
+        return found
+
+    @property
+    def drop(self) -> float | None:
+        """The original's primary metric minus the file's, or ``None`` without labels."""
+        found: float | None = self.record["metrics"]["drop"]
+        return found
+
+
+def prove(
+    work: Workbench, compressed: Compressed, answers: Answers, exported: Exported, target: Target
+) -> Proof:
+    """Run the file in a fresh process and hold it against the original.
+
+    Raises ProofError, naming the stage that diverged first, when it is beyond tolerance.
+    """
+    threads = target.threads
+    inputs = {
+        "export": exported.entry.key,
+        "reference": answers.entry.key,
+        "threads": threads,
+        "parity": asdict(target.parity),
+        "host": _host(),
+    }
+
+    def produce(folder: Path) -> None:
+        from edgekit.measure.parity import Difference, too_far
+        from edgekit.measure.proof import prove as prove_file
+
+        artifact = exported.artifact
+        longest = max(artifact.lengths, default=None)
+        encoded = encode(compressed.model, work.eval_rows, max_length=longest)
+        record, golden = prove_file(
+            artifact,
+            encoded,
+            answers.expected,
+            rows=work.eval_rows,
+            threads=threads,
+            seconds=_LATENCY_SECONDS,
+        )
+        for name, found in {"eval": record["parity"], **record["variants"]}.items():
+            reason = too_far(Difference(**found), target, artifact.scheme)
+            if reason is not None:
+                raise ProofError(_diagnose(work, compressed, answers, exported, name, reason))
+        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "golden.json").write_text(json.dumps(golden))
+
+    title = f"proving {exported.artifact.path.name} in a fresh process"
+    entry = _run(work, "prove", title, inputs, produce)
+    return Proof(_read(entry.path / "record.json"), _read(entry.path / "golden.json"))
+
+
+def bundle(
+    work: Workbench,
+    plan: Plan,
+    compressed: Compressed,
+    target: Target,
+    made: Sequence[tuple[Exported, Proof]],
+    shipped: int,
+    verdict: Verdict,
+    folder: Path,
+) -> None:
+    """Write the bundle folder. Raises OutputError."""
+    from edgekit.bundle.manifest import Manifest, ManifestModel, ModelFile
+    from edgekit.bundle.write import write_bundle
+
+    settings = work.settings
+    predicted = next(p for p in plan.predicted if p.target == target.name)
+    manifest = Manifest(
+        edgekit=__version__,
+        target=target.name,
+        runtime=asdict(target.runtime),
+        parity=asdict(target.parity),
+        model=ManifestModel(
+            reference=settings.model, digest=work.source.digest, **compressed.facts
+        ),
+        files=[],
+        models=[
+            ModelFile(
+                **exported.artifact.to_json(),
+                predicted_bytes=predicted.models.get(exported.artifact.format),
+                proof=dict(proof.record),
+            )
+            for exported, proof in made
+        ],
+        shipped_bytes=shipped,
+        budget=settings.budget.to_json(),
+        verdict=verdict.to_json(),
+        notes=list(plan.notes),
+        settings=settings.to_json(),
+        versions=versions(),
+    )
+    golden = dict(made[0][1].golden)
+    for _, proof in made[1:]:
+        golden["tolerance"] |= proof.golden["tolerance"]
+        for row, other in zip(golden["rows"], proof.golden["rows"]):
+            row["outputs"] |= other["outputs"]
+    with work.store.lock(str(folder.absolute())):
+        write_bundle(
+            folder,
+            target=target,
+            artifacts=[exported.artifact for exported, _ in made],
+            files=compressed.app_files,
+            golden=golden,
+            manifest=manifest,
+        )
+
+
+def _diagnose(
+    work: Workbench,
+    compressed: Compressed,
+    answers: Answers,
+    exported: Exported,
+    name: str,
+    reason: str,
+) -> str:
+    """One sentence that names the first stage whose outputs leave the original's."""
+    from edgekit.measure.diagnose import first_divergence
+
+    artifact = exported.artifact
+    encoded = encode(
+        compressed.model, work.eval_rows, max_length=max(artifact.lengths, default=None)
+    )
+    stage = first_divergence(compressed.model, encoded, answers.expected, artifact)
+    return (
+        f"{artifact.path.name} does not do what the original does ({name}: {reason}); "
+        f"the first stage that diverges is {stage}"
+    )
+
+
+def _run(
+    work: Workbench,
+    name: str,
+    title: str,
+    inputs: Mapping[str, Any],
+    produce: Callable[[Path], None],
+) -> Entry:
+    """A stage with its events."""
+    started = time.perf_counter()
+    work.on_event(Event("stage-start", name, title))
+    entry = work.store.stage(name, inputs, produce)
+    seconds = time.perf_counter() - started
+    work.on_event(Event("stage-end", name, title, seconds=seconds, reused=entry.reused))
+    return entry
+
+
+def _read(path: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return fields
+
+
+def _step_fields(spec: StepSpec) -> dict[str, Any]:
+    """What decides a step's outcome: its options, and the content of files that they name."""
+    files = {
+        name: sha256(value)
+        for name, value in spec.options().items()
+        if isinstance(value, Path) and value.is_file()
+    }
+    return {**spec.to_json(), "files": files}
+
+
+def _outcome_fields(target: Target) -> dict[str, Any]:
+    """What of a target decides a plan; not where its folder is."""
+    return {
+        "name": target.name,
+        "formats": list(target.formats),
+        "on_request": list(target.on_request),
+        "scheme": target.scheme,
+    }
+
+
+def _host() -> dict[str, Any]:
+    """What decides a measurement on this host besides the file."""
+    import platform
+
+    from edgekit.devices.agent import fingerprint
+
+    found = fingerprint({"threads": 0}, "")
+    return {"cpu": found["cpu"], "cores": found["cores"], "node": platform.node()}

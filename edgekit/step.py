@@ -1,0 +1,45 @@
+"""The contract of a step: one thing that changes a model.
+
+A step is a frozen dataclass whose fields are its options. It says what it needs (``requires``)
+and what it promises (``ensures``), and both are checked around ``apply``. A step that only
+looks at shapes works on the meta device too: that is how sizes are predicted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from edgekit.data import Rows
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use besides the model. ``rows`` are training rows, never eval rows."""
+
+    rows: Rows | None
+    seed: int
+
+
+class Step(Protocol):
+    """See the module. ``apply`` returns a new model and leaves the old one as it was."""
+
+    def requires(self, model: "Model", context: Context) -> None:
+        """Raise RecipeError when the step cannot be applied; nothing is written before."""
+
+    def apply(self, model: "Model", context: Context) -> "Model": ...
+
+    def ensures(self, before: "Model", after: "Model") -> None:
+        """Raise RecipeError when the outcome breaks the step's promise; cheap."""
+
+
+def apply_steps(steps: Sequence[Step], model: "Model", context: Context) -> "Model":
+    """All steps in order, each held to its contract."""
+    for step in steps:
+        step.requires(model, context)
+        changed = step.apply(model, context)
+        step.ensures(model, changed)
+        model = changed
+    return model

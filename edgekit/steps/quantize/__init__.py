@@ -1,0 +1,1 @@
+"""Fewer bits a weight: the grids that training and every writer share."""

@@ -1,0 +1,187 @@
+"""What a build has on the table: the original model and the data, loaded when first needed.
+
+A build with nothing changed finds all its stages in the store and loads neither.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.data import Data, Rows, identify_data, label_ids, load_data
+from edgekit.errors import DataError
+from edgekit.events import Event
+from edgekit.preprocess import Encoded, ImagePreprocessor, TextPreprocessor
+from edgekit.project import Settings
+from edgekit.store import Store
+
+if TYPE_CHECKING:
+    from edgekit.model import Model, Source
+
+# Sentences to run a file on when there is no data: enough to compare it with the original and
+# to make golden vectors, not to say how accurate it is.
+_PROBES = (
+    "Hello!",
+    "What time is it?",
+    "Please cancel my order.",
+    "I lost my card on the train this morning.",
+    "The delivery was two days late and the box was damaged.",
+    "Great service, friendly staff, and the food arrived hot.",
+    "How do I change the address on my account before the next bill goes out?",
+    "Paris is the capital of France, and Berlin is the capital of Germany.",
+    "My transfer has been pending since last Friday; can somebody tell me what is going on?",
+    "It was neither good nor bad, but for the price that we paid we had expected a little more.",
+)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """The inputs of one build."""
+
+    settings: Settings
+    source: "Source"
+    store: Store
+    on_event: Callable[[Event], None]
+
+    @cached_property
+    def data_paths(self) -> tuple[str | None, str | None]:
+        """Training and eval data: as set, or the sample's own."""
+        if self.source.kind == "sample" and self.settings.data is None:
+            from edgekit import sample
+
+            train, evaluation = sample.data(self.source.reference.removeprefix("sample:"))
+            return str(train), self.settings.eval or str(evaluation)
+        return self.settings.data, self.settings.eval
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the original model and its rows, for the keys of stages."""
+        train, evaluation = self.data_paths
+        settings = self.settings
+        return {
+            "model": self.source.digest,
+            "task": settings.task,
+            "train": identify_data(train),
+            "eval": identify_data(evaluation),
+            "columns": vars(settings.columns),
+            "seed": settings.seed,
+        }
+
+    @cached_property
+    def original(self) -> "Model":
+        """The fp32 model as it came."""
+        from edgekit.model import load_model
+
+        self.on_event(Event("stage-start", "load", f"loading {self.source.reference}"))
+        model = load_model(
+            self.checkpoint, task=self.settings.task, pair=self.settings.columns.text_pair is not None
+        )
+        self.on_event(Event("stage-end", "load", model.task))
+        return model
+
+    @cached_property
+    def outline(self) -> "Model":
+        """The original's shapes on the meta device: what plans are made with."""
+        from edgekit.model import load_model
+
+        return load_model(
+            self.checkpoint,
+            task=self.settings.task,
+            pair=self.settings.columns.text_pair is not None,
+            meta=True,
+        )
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the original's weights."""
+        return self.source.bytes
+
+    @cached_property
+    def checkpoint(self) -> "Source":
+        """The source itself, or for the sample the checkpoint that is made of it."""
+        if self.source.kind != "sample":
+            return self.source
+        from edgekit import sample
+        from edgekit.model import identify
+
+        name = self.source.reference.removeprefix("sample:")
+        return identify(str(sample.checkpoint(name, self.store, self.on_event)))
+
+    @cached_property
+    def data(self) -> Data:
+        """Training and eval rows."""
+        train, evaluation = self.data_paths
+        return load_data(
+            train,
+            evaluation,
+            task=self.outline.task,
+            problem=self.outline.problem,
+            columns=self.settings.columns,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def eval_rows(self) -> Rows:
+        """Rows to prove a file on: the eval rows, or probes when there is no data."""
+        if self.data.eval is not None:
+            return self.data.eval
+        return probe_rows(self.outline)
+
+    def eval_labels(self) -> Any | None:
+        """Gold labels of the eval rows as ids or numbers, or ``None`` when there are none."""
+        rows = self.data.eval
+        if rows is None or rows.labels is None:
+            return None
+        return label_ids(
+            rows,
+            self.original.labels,
+            task=self.original.task,
+            problem=self.original.problem,
+            source=str(self.data_paths[1] or self.data_paths[0]),
+        )
+
+
+def encode(model: "Model", rows: Rows, *, max_length: int | None = None) -> Encoded:
+    """Rows as the model's inputs. Raises DataError when they do not fit the model's kind."""
+    if isinstance(model.preprocessor, TextPreprocessor):
+        if rows.texts is None and rows.words is None:
+            raise DataError("this model reads text, and the data hold none; give text rows")
+        return model.preprocessor.encode(rows, max_length=max_length)
+    if isinstance(model.preprocessor, ImagePreprocessor):
+        if rows.images is None:
+            raise DataError("this model reads images, and the data hold none; give an image folder")
+        return model.preprocessor.encode(rows)
+    assert model.example is not None
+    if rows.arrays is None or set(model.example) - set(rows.arrays):
+        needed = ", ".join(model.example)
+        raise DataError(f"this module takes {needed}; give an .npz with an array of each name")
+    return Encoded({name: np.asarray(rows.arrays[name]) for name in model.example}, None)
+
+
+def probe_rows(model: "Model") -> Rows:
+    """Rows for a model without data: sentences, smooth pictures, or the module's example."""
+    if isinstance(model.preprocessor, TextPreprocessor):
+        if model.task == "token-classification":
+            return Rows(words=tuple(tuple(text.split()) for text in _PROBES))
+        pairs = _PROBES[::-1] if "token_type_ids" in model.preprocessor.inputs else None
+        return Rows(texts=_PROBES, pairs=pairs)
+    if isinstance(model.preprocessor, ImagePreprocessor):
+        return Rows(images=_pictures(model.preprocessor))
+    assert model.example is not None
+    return Rows(arrays={name: tensor.numpy() for name, tensor in model.example.items()})
+
+
+def _pictures(preprocessor: ImagePreprocessor, count: int = 8) -> np.ndarray[Any, Any]:
+    """Waves of different direction and colour, uint8 [count, H, W, C]."""
+    height, width = preprocessor.height, preprocessor.width
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    channels = [
+        [np.sin((k + 2) * (x * np.cos(k) + y * np.sin(k)) * 3 + c) for c in range(preprocessor.channels)]
+        for k in range(count)
+    ]
+    waves = np.asarray(channels).transpose(0, 2, 3, 1)
+    return np.clip((waves + 1) * 127.5, 0, 255).astype(np.uint8)
+
+

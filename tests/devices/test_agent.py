@@ -1,0 +1,121 @@
+"""The agent: a file run in a fresh process, through its JSON alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.artifact import Artifact, Tensor
+from edgekit.devices.host import Pass, run_agent
+from edgekit.errors import DeviceError
+from edgekit.preprocess import Encoded
+
+
+def _sum_model(path: Path) -> Artifact:
+    """An ONNX file that adds up the masked ids of each row: [B, L] -> [B, 1]."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
+        helper.make_node("Cast", ["masked"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["wide", "axes"], ["logits"], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "l"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 1])],
+        [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(model, path)
+    inputs = tuple(Tensor(n, "int64", ("b", "l")) for n in ("input_ids", "attention_mask"))
+    return Artifact(path, "onnx", "fp32", inputs, (Tensor("logits", "float32", ("b", 1)),))
+
+
+def _rows() -> Encoded:
+    lengths = np.array([3, 1, 2], np.int32)
+    mask = (np.arange(3) < lengths[:, None]).astype(np.int32)
+    ids = np.array([[5, 6, 7], [4, 9, 9], [1, 2, 9]], np.int32)
+    return Encoded({"input_ids": ids, "attention_mask": mask}, lengths)
+
+
+def test_outputs_latency_and_memory_come_back(tmp_path: Path) -> None:
+    result = run_agent(
+        _sum_model(tmp_path / "model.onnx"),
+        _rows(),
+        [
+            Pass("latency", "latency", [0, 1, 2], seconds=0.05, warmup=2),
+            Pass("all", "outputs"),
+            Pass("padded", "outputs", [2, 0], width=8),
+            Pass("batched", "outputs", batch=2),
+        ],
+        threads=1,
+    )
+    passes = result["passes"]
+    assert passes["all"]["outputs"].tolist() == [[18.0], [4.0], [3.0]]
+    assert passes["padded"]["outputs"].tolist() == [[3.0], [18.0]]
+    assert passes["batched"]["outputs"].tolist() == [[18.0], [4.0], [3.0]]
+    assert len(passes["latency"]["samples"]) >= 3
+    assert min(passes["latency"]["samples"]) > 0
+    assert set(passes["latency"]["rows"]) == {0, 1, 2}
+    memory = result["memory"]
+    assert 0 < memory["start"] <= memory["imported"] <= memory["peak"]
+    assert result["fingerprint"]["threads"] == 1
+    assert result["fingerprint"]["runtime"].startswith("onnxruntime ")
+
+
+def test_a_damaged_file_is_one_sentence_with_exit_code_three(tmp_path: Path) -> None:
+    artifact = _sum_model(tmp_path / "model.onnx")
+    artifact.path.write_bytes(artifact.path.read_bytes()[:40])
+    with pytest.raises(DeviceError, match=r"^model\.onnx does not run on onnxruntime") as caught:
+        run_agent(artifact, _rows(), [Pass("all", "outputs")], threads=1)
+    assert caught.value.exit_code == 3
+
+
+def test_a_killed_process_names_the_signal(tmp_path: Path) -> None:
+    """A stand-in for the interpreter that dies as a crashing runtime does."""
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dying.chmod(0o755)
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        run_agent(
+            _sum_model(tmp_path / "model.onnx"),
+            _rows(),
+            [Pass("all", "outputs")],
+            threads=1,
+            python=str(dying),
+        )
+
+
+def test_the_agent_stands_alone(tmp_path: Path) -> None:
+    """Standard library, numpy and the runtime only: it runs copied elsewhere, as on a board."""
+    from edgekit.devices import agent
+
+    copied = tmp_path / "agent.py"
+    copied.write_text(Path(agent.__file__).read_text())
+    rows = _rows()
+    np.savez(tmp_path / "inputs.npz", lengths=rows.lengths, **rows.arrays)
+    job = {
+        "file": str(_sum_model(tmp_path / "model.onnx").path),
+        "format": "onnx",
+        "threads": 1,
+        "lengths": [],
+        "inputs": str(tmp_path / "inputs.npz"),
+        "signature_inputs": ["input_ids", "attention_mask"],
+        "passes": [{"name": "all", "kind": "outputs", "rows": None, "batch": 1, "width": None}],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    blocked = (
+        "import sys, runpy; sys.modules['edgekit'] = None; sys.argv[1:] = {!r}; "
+        "sys.exit(runpy.run_path({!r})['main'](*sys.argv[1:]))"
+    )
+    arguments = [str(tmp_path / "job.json"), str(tmp_path / "result.json")]
+    subprocess.run([sys.executable, "-c", blocked.format(arguments, str(copied))], check=True)
+    assert json.loads((tmp_path / "result.json").read_text())["error"] is None

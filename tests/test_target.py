@@ -1,0 +1,64 @@
+"""Targets: the ones that come with edgekit, and folders of one's own."""
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import TargetError
+from edgekit.target import load_target, target_names
+
+_GOOD = """\
+description = "a board"
+formats = ["onnx"]
+scheme = "fp16"
+instruction_set = "armv8"
+threads = 1
+
+[runtime]
+package = "onnxruntime"
+oldest = "1.17.0"
+"""
+
+
+def test_every_shipped_target_loads_and_has_the_readme_of_its_bundle() -> None:
+    assert len(target_names()) == 8
+    for name in target_names():
+        target = load_target(name)
+        assert target.name == name
+        assert "$file" in (target.folder / "README.md").read_text() or name == "cuda"
+
+
+def test_android_arm64_promises_the_oldest_runtime() -> None:
+    target = load_target("android-arm64")
+    assert (target.runtime.package, target.runtime.oldest) == ("tflite-runtime", "2.14.0")
+    assert target.formats == ("tflite",)
+
+
+def test_a_folder_is_a_target_by_path(tmp_path: Path) -> None:
+    (tmp_path / "target.toml").write_text(_GOOD)
+    assert load_target(str(tmp_path)).scheme == "fp16"
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(TargetError, match="did you mean 'android-arm64'"):
+        load_target("andriod-arm64")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('scheme = "fp16"', 'scheme = "banana"'), r"line 3: scheme: .*banana"),
+        (("threads = 1", 'threads = "many"'), r"line 5: threads"),
+        (("threads = 1", "threads = 0"), "threads: must be at least 1"),
+        (("threads = 1", "treads = 1"), "line 5: treads: unknown key"),
+        (('formats = ["onnx"]', "formats = ["), "not valid TOML"),
+        (('oldest = "1.17.0"', ""), "oldest: this key is missing"),
+        (('formats = ["onnx"]', "formats = []"), "at least one format"),
+    ],
+)
+def test_a_malformed_target_names_line_and_key(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    (tmp_path / "target.toml").write_text(_GOOD.replace(*change))
+    with pytest.raises(TargetError, match=message):
+        load_target(str(tmp_path))
