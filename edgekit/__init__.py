@@ -1,3 +1,116 @@
-"""edgekit: a fine-tuned model in, the smallest verified file for a device out."""
+"""edgekit: a fine-tuned model in, the smallest verified file for a device out.
+
+The functions here are the command line, one to one:
+
+    result = edgekit.build("checkpoints/intents", data="train.csv", eval="test.csv",
+                           target="android-arm64", budget="30MB")
+    print(result.outcome, result.bundles[0].figures)
+
+They raise ``edgekit.errors.EdgekitError`` with one sentence for what a person can mend.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.bundle.verify import VerifyResult
+    from edgekit.contents import Contents
+    from edgekit.events import Event
+    from edgekit.pipeline import BuildResult
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "bench", "build", "inspect", "verify"]
+
+
+def build(
+    model: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    eval: str | Path | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    task: str | None = None,
+    target: str | Sequence[str] | None = None,
+    budget: str | None = None,
+    output: str | Path | None = None,
+    format: str | Sequence[str] | None = None,
+    scheme: str | None = None,
+    lengths: Sequence[int] | None = None,
+    steps: Sequence[str] = (),
+    seed: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    allow_random_calibration: bool = False,
+    project: str | Path | None = None,
+    on_event: "Callable[[Event], None] | None" = None,
+) -> "BuildResult":
+    """Build a verified bundle for each target; see ``edgekit build --help`` for the options.
+
+    ``project`` is an ``edgekit.toml`` (or its folder) that the arguments override. A budget that
+    the figures break is a verdict in the result; what cannot be built raises an EdgekitError.
+    """
+    from edgekit.events import silent
+    from edgekit.pipeline import build as run
+    from edgekit.project import load_project, read_flags, resolve
+
+    flags = {
+        "model": _text(model),
+        "data": _text(data),
+        "eval": _text(eval),
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "task": task,
+        "target": [target] if isinstance(target, str) else target,
+        "budget": budget,
+        "output": _text(output),
+        "format": [format] if isinstance(format, str) else format,
+        "scheme": scheme,
+        "lengths": lengths,
+        "steps": steps,
+        "seed": seed,
+    }
+    settings = resolve(
+        None if project is None else load_project(Path(project)),
+        read_flags(flags),
+        overwrite=overwrite,
+        allow_random_calibration=allow_random_calibration,
+    )
+    return run(settings, dry_run=dry_run, on_event=on_event or silent)
+
+
+def verify(
+    bundle: str | Path, *, on_event: "Callable[[Event], None] | None" = None
+) -> "VerifyResult":
+    """Re-check a bundle's digests, golden answers and budget with nothing but the bundle."""
+    from edgekit.bundle.verify import verify as run
+    from edgekit.events import silent
+
+    return run(Path(bundle), on_event=on_event or silent)
+
+
+def bench(
+    bundle: str | Path,
+    *,
+    threads: int | None = None,
+    on_event: "Callable[[Event], None] | None" = None,
+) -> dict[str, Any]:
+    """Latency, load time and memory of a bundle's model files on this host."""
+    from edgekit.bundle.bench import bench as run
+    from edgekit.events import silent
+
+    return run(Path(bundle), threads=threads, on_event=on_event or silent)
+
+
+def inspect(file: str | Path) -> "Contents":
+    """What is inside an ONNX, TFLite or TorchScript file, read without running it."""
+    from edgekit.contents import read_contents
+
+    return read_contents(Path(file))
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -455,7 +455,7 @@ def _read_tokenizer(folder: Path) -> Any:
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
             raise ModelError(f"{path} is damaged ({error}); download it again") from None
     with _quiet():
         import transformers
@@ -465,18 +465,17 @@ def _read_tokenizer(folder: Path) -> Any:
                 folder, local_files_only=True, trust_remote_code=False
             )
             return Tokenizer.from_str(slow.backend_tokenizer.to_str())
-        except Exception as error:  # anything can go wrong in a conversion
+        except Exception as error:  # noqa: BLE001 (a conversion can fail in any way)
             raise ModelError(
                 f"{folder} has no tokenizer.json, and none can be made of its other files "
                 f"({str(error).strip().splitlines()[0]}); save the tokenizer with the model"
             ) from None
 
 
-def _token(preprocessor: TextPreprocessor, index: int) -> str:
+def _token(preprocessor: TextPreprocessor, index: int) -> str | None:
     from tokenizers import Tokenizer
 
-    token: str = Tokenizer.from_str(preprocessor.tokenizer_json).id_to_token(index)
-    return token
+    return Tokenizer.from_str(preprocessor.tokenizer_json).id_to_token(index)
 
 
 def _image_settings(preprocessor: ImagePreprocessor) -> dict[str, Any]:
@@ -509,7 +508,9 @@ def _quiet() -> Iterator[None]:
     """No progress bars and no warnings from libraries while a checkpoint is read or written."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as library
+    import transformers
+
+    library: Any = transformers.utils.logging
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity_error()

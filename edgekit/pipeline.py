@@ -41,9 +41,7 @@ class BuildResult:
     """What a build did: its plan, and a bundle for each target (none on a dry run)."""
 
     plan: Plan
-    original_bytes: int
     bundles: tuple[BundleResult, ...]
-    notes: tuple[str, ...]
 
     @property
     def outcome(self) -> Outcome:
@@ -56,9 +54,7 @@ class BuildResult:
         return {
             "outcome": self.outcome,
             "plan": self.plan.to_json(),
-            "original_bytes": self.original_bytes,
             "bundles": [bundle.to_json() for bundle in self.bundles],
-            "notes": list(self.notes),
         }
 
 
@@ -84,7 +80,7 @@ def build(
     if plan.misfit is not None:
         raise BudgetError(plan.misfit)
     if dry_run:
-        return BuildResult(plan, work.source_bytes, (), plan.notes)
+        return BuildResult(plan, ())
 
     compressed = stages.compress(work, plan)
     expected = stages.answer_originally(work)
@@ -95,7 +91,7 @@ def build(
             artifact = stages.export(work, plan, compressed, target, format)
             made.append((artifact, stages.prove(work, compressed, expected, artifact, target)))
         bundles.append(_finish(work, plan, compressed, target, made))
-    return BuildResult(plan, work.source_bytes, tuple(bundles), plan.notes)
+    return BuildResult(plan, tuple(bundles))
 
 
 def _finish(

@@ -149,9 +149,8 @@ def make_step(name: str, options: Mapping[str, Any]) -> StepSpec:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise RecipeError(f"step {name} has no option '{option}'; {hint}{listed}")
-    for option in known.values():
-        if option.required and option.name not in options:
-            raise RecipeError(f"step {name} needs its option '{option.name}'")
+    for missing in [o.name for o in known.values() if o.required and o.name not in options]:
+        raise RecipeError(f"step {name} needs its option '{missing}'")
     hints = typing.get_type_hints(kind)
     values = {
         option.replace("-", "_"): _coerce(name, option, value, hints[option.replace("-", "_")])

@@ -93,11 +93,6 @@ class Workbench:
             meta=True,
         )
 
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the original's weights."""
-        return self.source.bytes
-
     @cached_property
     def checkpoint(self) -> "Source":
         """The source itself, or for the sample the checkpoint that is made of it."""

@@ -121,7 +121,7 @@ class Architecture:
         config = changed.config
         config.vocab_size = len(kept)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(config, name, numbers.get(getattr(config, name, None)))
+            setattr(config, name, numbers.get(getattr(config, name, -1)))
         return changed
 
 

@@ -134,7 +134,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, width: int, bias: Tensor) 
 
 def split_heads(states: Tensor, width: int) -> Tensor:
     """[B, L, H * width] to [B, L, H, width]."""
-    return states.unflatten(2, (states.shape[2] // width, width))
+    batch, length, total = states.shape
+    return states.reshape(batch, length, total // width, width)
 
 
 def mask_bias(attention_mask: Tensor, dtype: torch.dtype, masked_score: float) -> Tensor:

@@ -77,6 +77,10 @@ class Manifest(_Part):
     versions: dict[str, str]
     seal: str = Field(default="", description="sha256 of this manifest with an empty seal")
 
+    def model_file(self, name: str) -> ModelFile:
+        """The record of one model file."""
+        return next(entry for entry in self.models if entry.file == name)
+
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """``manifest.json`` in the bundle folder, sealed, and indented for reading."""

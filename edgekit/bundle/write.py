@@ -141,6 +141,10 @@ def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -
     """The target's README with the names of this bundle filled in."""
     artifact = artifacts[0]
     template = (target.folder / "README.md").read_text(encoding="utf-8")
+    if "attention_mask" not in (tensor.name for tensor in artifact.inputs):
+        # The code in it feeds texts; for anything else the names and shapes are all there is.
+        shapes = ", ".join(f"`{t.name}` {t.dtype} {list(t.shape)}" for t in artifact.inputs)
+        template = template.partition("```")[0] + f"Feed {shapes}.\n"
     return string.Template(template).safe_substitute(
         model=manifest.model.reference,
         file=artifact.path.name,

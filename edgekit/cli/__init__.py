@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     except EdgekitError as error:
         return _say(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _say(_sentence(error.format_message()), 2)
+        return _say(_sentence(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return _say("stopped", 130)
     except Exception as error:
@@ -84,10 +84,12 @@ def _say(sentence: str, code: int) -> int:
     return code
 
 
-def _sentence(message: str) -> str:
-    """The parser's message as we write ours: one sentence, without a capital or a full stop."""
-    text = message.strip().removesuffix(".")
-    return f"{text[:1].lower()}{text[1:]} (edgekit --help)"
+def _sentence(error: typer.TyperException) -> str:
+    """The parser's message as we write ours, with where to read about the command."""
+    text = error.format_message().strip().removesuffix(".").replace(". Did", "; did")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "edgekit"
+    return f"{text[:1].lower()}{text[1:]} (see: {command} --help)"
 
 
 def _traceback_file() -> str:

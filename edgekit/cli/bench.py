@@ -16,7 +16,7 @@ def run(
     ] = 5.0,
     json: options.Json = False,
 ) -> None:
-    """Measure load time, latency and memory of a bundle on this host."""
+    """Measure how a bundle runs on this host."""
     from edgekit.benchmark import bench
 
     with render.watching(json) as on_event:

@@ -16,7 +16,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.callback(invoke_without_command=True)
 def show(context: typer.Context, json: options.Json = False) -> None:
-    """Show what the cache holds; `edgekit cache prune` makes room."""
+    """Show or prune the cache."""
     if context.invoked_subcommand is not None:
         return
     from edgekit.store import Store, folder_bytes

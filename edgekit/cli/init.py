@@ -24,7 +24,7 @@ def run(
     overwrite: options.Overwrite = False,
     project: options.Project = None,
 ) -> None:
-    """Write edgekit.toml: from the flags, or by asking when no MODEL is given."""
+    """Write the project file, from flags or by asking."""
     from edgekit.project import FILE, read_flags, resolve, write_project
 
     values: dict[str, Any] = {

@@ -16,7 +16,10 @@ def run(
     ],
     json: options.Json = False,
 ) -> None:
-    """Print inputs, outputs, ops, bytes per dtype and the largest tensors of a file."""
+    """Print what is inside a model file.
+
+    Inputs, outputs, ops, bytes per dtype and the largest tensors.
+    """
     from edgekit.artifact import SUFFIXES
     from edgekit.errors import ModelError
     from edgekit.inspect import read_contents

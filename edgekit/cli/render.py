@@ -199,22 +199,23 @@ def show_settings(settings: "Settings") -> None:
 
 def show_bundles(result: "BuildResult") -> None:
     """What was built: each bundle beside the original, its verdict, and what to do next."""
-    for note in result.notes:
+    for note in result.plan.notes:
         typer.echo(f"  note: {note}")
     if not result.bundles:
         typer.echo("\nnothing was built (--dry-run)")
     for bundle in result.bundles:
         typer.echo()
-        _show_bundle(bundle, result.original_bytes)
+        _show_bundle(bundle, result.plan.original_bytes)
 
 
 def _show_bundle(bundle: "BundleResult", original_bytes: int) -> None:
     share = original_bytes / bundle.shipped_bytes
-    shipped = f"{format_bytes(bundle.shipped_bytes)} to ship, {share:.1f}× smaller"
+    shipped = f"{format_bytes(bundle.shipped_bytes)} to ship, {share:.1f}x smaller"
     typer.echo(f"{bold(bundle.target)}  {shipped}")
-    records = [{"bytes": None, **record} for record in bundle.figures.values()]
+    records = list(bundle.figures.values())
     scores = records[0]["metrics"]["original"]
-    rows = [("bytes", [format_bytes(original_bytes), *(_bytes(r["bytes"]) for r in records)])]
+    sizes = [(bundle.path / name).stat().st_size for name in bundle.figures]
+    rows = [("bytes", [format_bytes(size) for size in (original_bytes, *sizes)])]
     for metric, score in scores.items():
         cells = [_score(metric, r["metrics"]["file"][metric], score) for r in records]
         rows.append((metric, [_score(metric, score), *cells]))
@@ -298,7 +299,7 @@ def show_contents(name: str, contents: "Contents", *, largest: int) -> None:
     typer.echo(f"{bold(name)}  {contents.format}, {format_bytes(contents.bytes)}")
     for kind, tensors in (("input", contents.inputs), ("output", contents.outputs)):
         for tensor in tensors:
-            shape = " × ".join(str(size) for size in tensor.shape) or "scalar"
+            shape = " x ".join(str(size) for size in tensor.shape) or "scalar"
             typer.echo(f"{kind.rjust(8)}  {tensor.name}: {tensor.dtype} [{shape}]")
     if contents.signatures:
         typer.echo(f"{'signature'.rjust(8)}  {', '.join(contents.signatures)}")
@@ -316,7 +317,7 @@ def show_contents(name: str, contents: "Contents", *, largest: int) -> None:
         show_table(
             ("bytes", "dtype", "shape", "largest tensors"),
             [
-                (format_bytes(t.bytes), t.dtype, " × ".join(map(str, t.shape)) or "scalar", t.name)
+                (format_bytes(t.bytes), t.dtype, " x ".join(map(str, t.shape)) or "scalar", t.name)
                 for t in tensors_by_size
             ],
             right=(0,),

@@ -12,7 +12,10 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that build wrote.")],
     json: options.Json = False,
 ) -> int:
-    """Check a bundle: digests, golden answers in a fresh process, budget."""
+    """Check a bundle with nothing but the bundle.
+
+    Digests of all files, golden answers in a fresh process, shipped bytes.
+    """
     from edgekit.bundle.verify import verify
 
     with render.watching(json) as on_event:

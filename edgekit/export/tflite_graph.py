@@ -119,6 +119,15 @@ class Program:
     description: str = ""
 
 
+def constant(name: str, values: npt.NDArray[Any], fields: Any = None) -> Tensor:
+    """A constant of the array's type (float32, float16, int8 or int32) and shape."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    number = getattr(schema.TensorType, values.dtype.name.upper())
+    return Tensor(name, number, values.shape, data, fields)
+
+
 def builtin(name: str, version: int = 1) -> Kernel:
     """The kernel of a built-in operator by its name in the schema."""
     from ai_edge_litert import schema_py_generated as schema

@@ -224,7 +224,12 @@ def _correlations(values: Array, truth: Array) -> dict[str, float]:
     """Zero where either side is constant or not finite: such answers explain nothing."""
     from scipy.stats import pearsonr, spearmanr
 
-    if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) == 0 or np.ptp(truth) == 0:
+    if (
+        len(values) < 2
+        or not np.isfinite(values).all()
+        or np.ptp(values) == 0
+        or np.ptp(truth) == 0
+    ):
         return {"spearman": 0.0, "pearson": 0.0}
     return {
         "spearman": float(spearmanr(values, truth).statistic),

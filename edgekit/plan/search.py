@@ -7,7 +7,7 @@ from edgekit.artifact import Format, Scheme
 from edgekit.bundle.write import app_files
 from edgekit.errors import RecipeError, UsageError
 from edgekit.export.lengths import choose_lengths, default_lengths
-from edgekit.plan.predict import predicted_bytes
+from edgekit.plan.predict import predicted_bytes, weight_bytes
 from edgekit.plan.propose import Plan, Predicted, misfit
 from edgekit.preprocess import TextPreprocessor
 from edgekit.recipe import StepSpec, make_step
@@ -26,6 +26,8 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
     settings = work.settings
     notes = list(work.data.notes)
+    if work.data.eval is None:
+        notes.append("no data: the accuracy of the files is not proven; give --data and --eval")
     tried: list[tuple[tuple[StepSpec, ...], tuple[Predicted, ...], tuple[int, ...]]] = []
     for steps in _candidates(work, notes):
         context = Context(work.data.train, settings.seed)
@@ -40,7 +42,7 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
         steps=steps,
         lengths=lengths,
         predicted=predicted,
-        original_bytes=work.source_bytes,
+        original_bytes=weight_bytes(work.outline),
         misfit=misfit([(s, p) for s, p, _ in tried], settings.budget),
         notes=tuple(notes),
     )

@@ -19,13 +19,14 @@ from edgekit.measure.latency import summarize
 def bench(
     folder: Path,
     *,
-    threads: int = 1,
+    threads: int | None = None,
     seconds: float = 5.0,
     on_event: Callable[[Event], None] = silent,
 ) -> dict[str, Any]:
     """Latency, load time and memory of each model file of a bundle; JSON-able, by file name.
 
-    Times in seconds, memory in bytes above an empty process. Raises BundleError for a folder
+    Times in seconds, memory in bytes above an empty process; ``threads`` as the bundle was built
+    for when left out. Raises BundleError for a folder
     that is no bundle or is damaged, DeviceError when the runtime does not run a file.
     """
     manifest = read_manifest(folder)
@@ -34,11 +35,12 @@ def bench(
     files: dict[str, Any] = {}
     for artifact in artifacts(folder, manifest):
         name = artifact.path.name
+        built_for = manifest.model_file(name).proof["device"]["threads"]
         on_event(Event("stage-start", "bench", f"running {name} for {seconds:g} s"))
         encoded = golden_inputs(content, artifact)
         rows = list(range(len(encoded)))
         latency = Pass("latency", "latency", rows, seconds=seconds, warmup=len(rows))
-        result = run_agent(artifact, encoded, [latency], threads=threads)
+        result = run_agent(artifact, encoded, [latency], threads=threads or built_for)
         memory = result["memory"]
         files[name] = {
             "bytes": artifact.bytes,

@@ -1,0 +1,84 @@
+"""The nouns of data: rows, the columns they come from, and the two splits."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of one kind: texts (with or without pairs), words, images or arrays.
+
+    images: uint8 [N, H, W, C], or where sizes differ an object array [N] of uint8 [H, W, C].
+    arrays: [N, ...] each, by input name.
+    labels: ``str``; ``float`` for regression and similarity scores; a tuple of ``str`` for the tags
+        of a row's words or the labels of a multi-label row.
+    places: where each row stands in its file, for messages: ``line 7``.
+    """
+
+    texts: tuple[str, ...] | None = None
+    pairs: tuple[str, ...] | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    images: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray] | None = None
+    labels: tuple[Any, ...] | None = None
+    places: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        for column in (self.texts, self.words, self.images):
+            if column is not None:
+                return len(column)
+        return len(next(iter(self.arrays.values()))) if self.arrays else 0
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
+        """The rows at ``indices``, in that order."""
+        chosen = [int(index) for index in indices]
+
+        def some(column: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if column is None else tuple(column[index] for index in chosen)
+
+        return Rows(
+            texts=some(self.texts),
+            pairs=some(self.pairs),
+            words=some(self.words),
+            images=None if self.images is None else self.images[chosen],
+            arrays=self.arrays and {name: array[chosen] for name, array in self.arrays.items()},
+            labels=some(self.labels),
+            places=some(self.places),
+        )
+
+    def contents(self) -> Iterator[Hashable]:
+        """What a model sees of each row: equal for rows that are the same."""
+        if self.texts is not None:
+            yield from zip(self.texts, self.pairs, strict=True) if self.pairs else self.texts
+        elif self.words is not None:
+            yield from self.words
+        elif self.images is not None:
+            yield from ((image.shape, image.tobytes()) for image in self.images)
+        else:
+            for number in range(len(self)):
+                yield tuple(array[number].tobytes() for array in (self.arrays or {}).values())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the caller named; ``None`` leaves the choice to us."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and eval rows, the columns they came from, and sentences to show the caller.
+
+    columns: by role (``text``, ``text_pair``, ``label``), those of ``train`` if there is one.
+    """
+
+    train: Rows | None
+    eval: Rows | None
+    columns: Mapping[str, str]
+    notes: tuple[str, ...]

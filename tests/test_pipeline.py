@@ -1,0 +1,323 @@
+"""The main job, seen from outside: files re-read by independent code, figures recomputed."""
+
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit.errors import BudgetError, BundleError, OutputError, ProofError, RecipeError
+from edgekit.pipeline import BuildResult
+from tests.tiny import tiny_checkpoint
+from tests.tiny_project import TinyProject, tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    return tiny_project(tmp_path_factory.mktemp("project"))
+
+
+def _build(project: TinyProject, output: Path, **options: Any) -> BuildResult:
+    settings = {"data": project.train, "eval": project.eval, "target": "linux-x86_64", **options}
+    return edgekit.build(project.checkpoint, output=output, **settings)
+
+
+@pytest.fixture(scope="module")
+def built(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for three targets at once: ONNX, TFLite and TorchScript."""
+    output = tmp_path_factory.mktemp("dist")
+    targets = ["linux-x86_64", "android-arm64", "torchscript-cpu"]
+    result = _build(project, output, target=targets, budget="2MB")
+    assert result.outcome == "pass"
+    return output
+
+
+_FILES = {
+    "linux-x86_64": "model.onnx",
+    "android-arm64": "model.tflite",
+    "torchscript-cpu": "model.pt",
+}
+
+
+@pytest.mark.parametrize("target", _FILES)
+def test_a_bundle_holds_what_its_manifest_says(built: Path, target: str) -> None:
+    import jsonschema
+
+    folder = built / target
+    manifest = json.loads((folder / "manifest.json").read_text())
+    schema_file = Path(edgekit.__file__).parent / "bundle" / "manifest.schema.json"
+    jsonschema.validate(manifest, json.loads(schema_file.read_text()))
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    found = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert found == set(listed)
+    assert {_FILES[target], "tokenizer.json", "labels.json", "golden.json", "README.md"} <= found
+    for name, entry in listed.items():
+        content = (folder / name).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+    shipped = sum(entry["bytes"] for entry in listed.values() if entry["shipped"])
+    assert manifest["shipped_bytes"] == shipped
+    assert "$" not in (folder / "README.md").read_text().replace("length_$n", "")
+
+
+def test_the_files_accuracy_is_what_independent_code_finds(
+    built: Path, project: TinyProject
+) -> None:
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    folder = built / "linux-x86_64"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    labels = json.loads((folder / "labels.json").read_text())
+    with project.eval.open() as stream:
+        rows = list(csv.DictReader(stream))
+    right = 0
+    for row in rows:
+        ids = np.array([tokenizer.encode(row["text"]).ids], np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        right += labels[session.run(None, feed)[0].argmax()] == row["label"]
+    metrics = manifest["models"][0]["proof"]["metrics"]
+    assert metrics["file"]["accuracy"] == pytest.approx(right / len(rows))
+    assert metrics["original"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("target", _FILES)
+def test_verify_passes_and_finds_one_flipped_byte_in_any_file(
+    built: Path, target: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(built / target, bundle)
+    assert edgekit.verify(bundle).verdict.outcome == "pass"
+    for path in sorted(bundle.iterdir()):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(BundleError):
+            edgekit.verify(bundle)
+        path.write_bytes(content)
+    (bundle / "extra.txt").write_text("")
+    with pytest.raises(BundleError, match=r"extra\.txt"):
+        edgekit.verify(bundle)
+
+
+def test_verify_fails_a_file_that_answers_otherwise(built: Path, tmp_path: Path) -> None:
+    """Golden answers that are not the file's, under a manifest that is sealed again."""
+    from edgekit.bundle.golden import read_golden, write_golden
+    from edgekit.bundle.manifest import read_manifest, write_manifest
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(built / "linux-x86_64", bundle)
+    golden = read_golden(bundle)
+    for row in golden["rows"]:
+        row["outputs"]["model.onnx"] = row["outputs"]["model.onnx"][::-1]
+    write_golden(golden, bundle)
+    content = (bundle / "golden.json").read_bytes()
+    manifest = read_manifest(bundle)
+    entries = [
+        entry.model_copy(
+            update={"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        )
+        if entry.path == "golden.json"
+        else entry
+        for entry in manifest.files
+    ]
+    write_manifest(manifest.model_copy(update={"files": entries}), bundle)
+    assert edgekit.verify(bundle).verdict.outcome == "fail"
+
+
+def test_bench_measures_the_bundle(built: Path) -> None:
+    from edgekit.bundle.bench import bench
+
+    figures = bench(built / "linux-x86_64", seconds=0.2)["files"]["model.onnx"]
+    assert 0 < figures["latency"]["p50"] <= figures["latency"]["p90"]
+    assert figures["latency"]["samples"] >= 16
+
+
+def test_a_rebuild_uses_every_stage_and_gives_the_same_bytes(
+    built: Path, project: TinyProject, tmp_path: Path
+) -> None:
+    reused = []
+    edgekit.build(
+        project.checkpoint,
+        data=project.train,
+        eval=project.eval,
+        target="linux-x86_64",
+        output=tmp_path,
+        budget="2MB",
+        on_event=lambda event: reused.append(event.reused) if event.kind == "stage-end" else None,
+    )
+    assert all(reused[1:])  # the plan depends on the list of targets
+    first = (built / "linux-x86_64" / "model.onnx").read_bytes()
+    assert (tmp_path / "linux-x86_64" / "model.onnx").read_bytes() == first
+
+
+def test_replacing_the_eval_file_changes_no_byte_of_the_model(
+    built: Path, project: TinyProject, tmp_path: Path
+) -> None:
+    with project.eval.open() as stream:
+        rows = stream.read().splitlines()
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(rows[:31]) + "\n")
+    _build(project, tmp_path / "dist", eval=other, target="android-arm64", budget="2MB")
+    changed = tmp_path / "dist" / "android-arm64" / "model.tflite"
+    assert changed.read_bytes() == (built / "android-arm64" / "model.tflite").read_bytes()
+
+
+def test_a_tight_budget_trims_the_vocabulary_by_itself(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    whole = _build(project, tmp_path / "a", dry_run=True, budget="9MB").plan
+    assert whole.steps == ()
+    total = whole.predicted[0].total
+    result = _build(project, tmp_path / "b", budget=f"{total - 200}B")
+    assert [step.name for step in result.plan.steps] == ["trim-vocabulary"]
+    assert result.bundles[0].shipped_bytes < total
+    assert not (tmp_path / "a").exists()  # a dry run writes nothing
+
+
+def test_nothing_fits_names_the_best_and_writes_nothing(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match="the smallest within reach is") as caught:
+        _build(project, tmp_path / "dist", budget="1kB")
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_broken_limit_is_a_failed_verdict_in_a_written_bundle(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    result = _build(project, tmp_path, budget="size=2MB,latency=1us")
+    assert result.outcome == "fail"
+    manifest = json.loads((tmp_path / "linux-x86_64" / "manifest.json").read_text())
+    assert manifest["verdict"]["outcome"] == "fail"
+    reasons = [check["reason"] for check in manifest["verdict"]["checks"]]
+    assert any("latency" in reason and "above the limit" in reason for reason in reasons)
+
+
+def test_without_data_it_builds_and_says_what_is_not_proven(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    result = _build(project, tmp_path, data=None, eval=None)
+    assert any("accuracy" in note and "--data" in note for note in result.plan.notes)
+    proof = result.bundles[0].figures["model.onnx"]
+    assert proof["metrics"]["file"] == {} and proof["parity"]["rows"] > 0
+    assert _build(project, tmp_path, data=None, eval=None, budget="size=2MB,accuracy-drop=1%").outcome == (
+        "inconclusive"
+    )
+
+
+def test_a_baseline_at_chance_is_refused_as_proof(project: TinyProject, tmp_path: Path) -> None:
+    with project.eval.open() as stream:
+        rows = list(csv.reader(stream))
+    shifted = tmp_path / "shifted.csv"
+    labels = sorted({row[1] for row in rows[1:]})
+    wrong = {label: labels[(i + 1) % len(labels)] for i, label in enumerate(labels)}
+    with shifted.open("w", newline="") as stream:
+        csv.writer(stream).writerows([rows[0], *([text, wrong[label]] for text, label in rows[1:])])
+    with pytest.raises(ProofError, match="chance"):
+        _build(project, tmp_path / "dist", eval=shifted)
+    assert not (tmp_path / "dist").exists()
+
+
+def test_an_output_folder_that_is_not_ours_is_left_alone(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "linux-x86_64"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="did not write"):
+        _build(project, tmp_path, overwrite=True)
+    assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
+
+
+def test_a_bundle_of_another_model_needs_overwrite(project: TinyProject, tmp_path: Path) -> None:
+    _build(project, tmp_path)
+    other = tiny_checkpoint(tmp_path / "other", "bert", seed=3)
+    with pytest.raises(OutputError, match="--overwrite"):
+        edgekit.build(other, target="linux-x86_64", output=tmp_path)
+    result = edgekit.build(other, target="linux-x86_64", output=tmp_path, overwrite=True)
+    assert result.outcome == "pass"
+
+
+def test_a_step_that_does_not_fit_the_model_is_refused_before_work(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "roberta", "roberta")
+    with pytest.raises(RecipeError, match="BPE"):
+        edgekit.build(
+            checkpoint, target="linux-x86_64", output=tmp_path / "dist", steps=["trim-vocabulary"]
+        )
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_file_that_strays_is_refused_with_the_stage_that_left_first(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    """A target whose tolerance no int8 file meets."""
+    target = tmp_path / "strict"
+    target.mkdir()
+    shipped = Path(edgekit.__file__).parent.parent / "targets" / "linux-x86_64"
+    text = (shipped / "target.toml").read_text()
+    (target / "target.toml").write_text(text.replace("[parity]", "[parity]\ndifference = 1e-6"))
+    with pytest.raises(ProofError, match="first stage that diverges is the int8-dynamic quantiz"):
+        _build(project, tmp_path / "dist", target=str(target))
+    assert not (tmp_path / "dist").exists()
+
+
+def _command(project: TinyProject, output: Path) -> list[str]:
+    flags = ["--data", str(project.train), "--eval", str(project.eval), "--output", str(output)]
+    return [
+        *(sys.executable, "-m", "edgekit", "build", str(project.checkpoint)),
+        *("--target", "linux-x86_64", *flags),
+    ]
+
+
+@pytest.mark.slow
+def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "clean"))
+    subprocess.run(_command(project, tmp_path / "whole"), check=True, capture_output=True)
+    expected = (tmp_path / "whole" / "linux-x86_64" / "model.onnx").read_bytes()
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "killed"))
+    output = tmp_path / "dist"
+    for seconds in (1.5, 3.0, 5.0, 7.0):
+        process = subprocess.Popen(
+            _command(project, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        bundle = output / "linux-x86_64"
+        if bundle.exists():
+            edgekit.verify(bundle)
+    subprocess.run(_command(project, output), check=True, capture_output=True)
+    assert (output / "linux-x86_64" / "model.onnx").read_bytes() == expected
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_both_succeed(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    processes = [
+        subprocess.Popen(
+            _command(project, tmp_path / "dist"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert edgekit.verify(tmp_path / "dist" / "linux-x86_64").verdict.outcome == "pass"
