@@ -79,12 +79,14 @@ def _packages() -> Iterator[Finding]:
     for extra, requirement in requirements:
         needed = extra is None
         brings = "" if needed else f", in edgekit[{extra}]"
-        name, wanted = requirement.name, str(requirement.specifier) or "any version"
+        name = requirement.name
+        # Lower bounds first.
+        wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True)) or "any version"
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            mend = f'pip install "{requirement.name}{requirement.specifier}"'
-            mend = mend if needed else f'pip install "edgekit[{extra}]"'
+            what = f"{name}{requirement.specifier}" if needed else f"edgekit[{extra}]"
+            mend = f'pip install "{what}"'
             yield Finding("Packages", name, "missing", f"{wanted}{brings}; {mend}", needed)
             continue
         inside = requirement.specifier.contains(found, prereleases=True)

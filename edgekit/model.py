@@ -132,7 +132,7 @@ def load_model(
     if source.kind == "module":
         return _load_plain(source, wanted, meta)
     if source.kind == "file" or source.path is None:
-        raise ModelError(f"{source.reference} is an exported file: there is no torch model in it")
+        raise ModelError(f"{source.reference} is no checkpoint: there is no torch model in it")
     folder = source.path
     fields = read_json(folder / "config.json")
     described = architecture(fields["model_type"])
@@ -152,9 +152,7 @@ def load_model(
         lineage=tuple(record.get("lineage", ())),
     )
     if not described.reads_text:
-        settings = read_json(folder / "preprocessor_config.json")
-        channels = fields.get("num_channels", 3)
-        return replace(model, preprocessor=image_preprocessor(settings, channels, str(folder)))
+        return replace(model, preprocessor=_image_preprocessor(folder, fields))
     pair = pair or "token_type_ids" in record.get("inputs", ())
     return replace(model, preprocessor=_text_preprocessor(folder, model, pair))
 
@@ -405,6 +403,18 @@ def _labels(config: Any, task: Task) -> tuple[str, ...]:
     if task == "sentence-embedding" or _problem(config, task) == "regression":
         return ()
     return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+
+def _image_preprocessor(folder: Path, fields: dict[str, Any]) -> ImagePreprocessor:
+    settings = read_json(folder / "preprocessor_config.json")
+    made = image_preprocessor(settings, fields.get("num_channels", 3), str(folder))
+    side = fields.get("image_size", 224)
+    if "patch_size" in fields and (made.height, made.width) != (side, side):
+        raise ModelError(
+            f"{folder} makes pictures of {made.height} x {made.width} and its position table is "
+            f"for {side} x {side}; set size in preprocessor_config.json to {side}"
+        )
+    return made
 
 
 def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocessor:

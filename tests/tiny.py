@@ -4,6 +4,7 @@ Two layers of width 24 and a vocabulary of a few hundred tokens: written in mill
 with weights large enough that different texts get different answers.
 """
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ IMAGE_FAMILIES = ("vit", "mobilenet_v2", "resnet")
 TEXT_TASKS = ("text-classification", "token-classification", "sentence-embedding")
 
 # The vocabulary knows these words, and every letter and digit by itself.
-WORDS = (  # noqa: SIM905
+WORDS = (
     "the my a card account bank is was lost stolen new old please can you help me i want to"
     " transfer money cash from at top up how long does it take why has not arrived yet payment"
     " pending declined twice exchange rate fee pin code phone app london paris smith anna berlin"
@@ -88,7 +89,8 @@ def tiny_checkpoint(
             "eos_token_id": tokenizer.eos_token_id,
         }
     else:
-        _image_processor(family).save_pretrained(folder)
+        settings = json.dumps(_image_settings(family))
+        (folder / "preprocessor_config.json").write_text(settings)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     settings = transformers.AutoConfig.for_model(family, **fields)
@@ -307,13 +309,23 @@ def _xlnet_template(vocabulary: dict[str, int]) -> Any:
     )
 
 
-def _image_processor(family: str) -> Any:
-    import transformers
-
-    if family == "vit":
-        return transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    if family == "mobilenet_v2":
-        return transformers.MobileNetV2ImageProcessor(
-            size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
-        )
-    return transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875)
+def _image_settings(family: str) -> dict[str, Any]:
+    """``preprocessor_config.json`` as published for the family: three ways to fit a picture."""
+    fit: dict[str, Any] = {
+        "vit": {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": 2},
+        "mobilenet_v2": {
+            "image_processor_type": "MobileNetV2ImageProcessor",
+            "size": {"shortest_edge": 36},
+            "do_center_crop": True,
+            "crop_size": {"height": 32, "width": 32},
+            "resample": 2,
+        },
+        "resnet": {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": 32},
+            "crop_pct": 0.875,
+            "resample": 3,
+        },
+    }[family]
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
+    return fit | {"do_resize": True, "do_normalize": True, "image_mean": mean, "image_std": std}

@@ -77,12 +77,14 @@ class Embeddings:
 class Architecture:
     """One family.
 
-    forward: the one clean forward of a model, for all exporters (see ``blocks``). The rest is
-    for families that read text: embeddings and layers of the encoder (the task model's
-    ``base_model``), in the order in which they run; a layer that runs twice is there twice.
-    head: from the summary token's state [B, D] to logits [B, C], for text-classification.
+    forward: the one clean forward of a model, for all exporters (see ``blocks``).
+    layers: of an encoder (the task model's ``base_model``), in the order in which they run; one
+    that runs twice is there twice. embeddings: of a family that reads text. head: from the summary token's state [B, D] to logits [B, C], for text-classification.
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
-    masked_score: what a padded position's attention score is lowered by.
+    masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
+    BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;
+    -100 leaves room for models with larger scores. Far below, static int8 suffers: its range
+    has to hold the masked scores.
     """
 
     forward: "Callable[[Model, bool], nn.Module]"

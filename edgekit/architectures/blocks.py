@@ -45,9 +45,9 @@ class ExportForward(nn.Module):
 
 
 class PixelForward(nn.Module):
-    """An image model: ``pixel_values`` [B, C, H, W] to logits; transformers' own is clean."""
+    """A convolutional model: ``pixel_values`` [B, C, H, W] to logits, as transformers does it."""
 
-    def __init__(self, model: "Model", decomposed_norm: bool = False) -> None:
+    def __init__(self, model: "Model", decomposed_norm: bool) -> None:
         super().__init__()
         self.module = model.module
 
@@ -119,7 +119,9 @@ def run_layer(layer: Layer, rows: Tensor, states: Tensor, bias: Tensor, norm: No
     return norm(layer.down(layer.activation(layer.up(rows))) + rows, layer.output_norm)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, width: int, bias: Tensor) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, width: int, bias: Tensor | None = None
+) -> Tensor:
     """softmax(q k / sqrt(width) + bias) v in heads of ``width`` (Vaswani et al. 2017).
 
     query [B, Q, H * width], key and value [B, L, H * width], bias broadcasts to [B, H, Q, L];
@@ -128,8 +130,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, width: int, bias: Tensor) 
     q = split_heads(query, width).transpose(1, 2)
     k = split_heads(key, width).permute(0, 2, 3, 1)
     v = split_heads(value, width).transpose(1, 2)
-    weights = torch.softmax(torch.matmul(q, k) * width**-0.5 + bias, dim=-1)
-    return torch.matmul(weights, v).transpose(1, 2).flatten(2)
+    scores = torch.matmul(q, k) * width**-0.5
+    if bias is not None:
+        scores = scores + bias
+    return torch.matmul(torch.softmax(scores, dim=-1), v).transpose(1, 2).flatten(2)
 
 
 def split_heads(states: Tensor, width: int) -> Tensor:

@@ -61,7 +61,8 @@ def _distances(encoder: Any) -> Tensor:
     scores = encoder.encoder.relative_attention_bias.weight.detach()
     distance = torch.arange(1 - longest, longest, device="cpu")
     buckets = encoder.encoder.relative_position_bucket(distance)
-    return scores[buckets.to(scores.device)]
+    rows: Tensor = scores[buckets.to(scores.device)]
+    return rows
 
 
 ARCHITECTURE = Architecture(forward=_forward, embeddings=_embeddings, layers=_layers, head=_head)

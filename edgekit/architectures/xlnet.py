@@ -50,10 +50,14 @@ def _layer(layer: Any) -> Layer:
 
 
 def _linear(weight: Tensor, out: bool = False) -> nn.Linear:
-    """A projection stored as [D, H, width] as a module, on the same memory."""
+    """A projection stored as [D, H, width] as a module, on a copy.
+
+    On a transposed view litert-torch 0.10 writes other numbers: it takes every weight to be
+    contiguous.
+    """
     matrix = weight.detach().flatten(1)
     if not out:
-        matrix = matrix.T
+        matrix = matrix.T.contiguous()
     linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(matrix, requires_grad=False)
     return linear
@@ -92,7 +96,7 @@ class XlnetEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, types: Tensor) -> Tensor:
         length = input_ids.shape[1]
-        states = self.words(input_ids)
+        states: Tensor = self.words(input_ids)
         bias = mask_bias(attention_mask, states.dtype, ARCHITECTURE.masked_score)
         other_segment = (types[:, :, None] != types[:, None, :]).to(states.dtype)[:, None]
         distances = self.distances[None, self.longest - length : self.longest + length]
@@ -135,7 +139,8 @@ def _attend(
     by_segment = torch.matmul((query + attention.r_s_bias).transpose(1, 2), difference)
     scores = by_content + shift(by_distance) + by_segment * other_segment
     weights = torch.softmax(scores * width**-0.5 + bias, dim=-1)
-    return torch.matmul(weights, value).transpose(1, 2).flatten(2)
+    context: Tensor = torch.matmul(weights, value).transpose(1, 2).flatten(2)
+    return context
 
 
 def shift(by_distance: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import os
 import shutil
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifact import Artifact, sha256
 from edgekit.bundle.golden import FILE as GOLDEN
@@ -21,7 +22,11 @@ from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import FILE as MANIFEST
 from edgekit.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from edgekit.errors import BundleError, OutputError
+from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
 from edgekit.target import Target
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
 
 LABELS = "labels.json"
 TOKENIZER = "tokenizer.json"
@@ -38,17 +43,16 @@ _ROLES: dict[str, tuple[Role, bool]] = {
 }
 
 
-def app_files(
-    *, labels: Sequence[str], tokenizer: str | None, preprocessor: Mapping[str, Any] | None
-) -> dict[str, str]:
+def app_files(model: "Model") -> dict[str, str]:
     """Text files that an app ships beside the model, by name; their bytes count for the budget."""
     files = {}
-    if tokenizer is not None:
-        files[TOKENIZER] = tokenizer
-    if labels:
-        files[LABELS] = json.dumps(list(labels), ensure_ascii=False, separators=(",", ":"))
-    if preprocessor is not None:
-        files[PREPROCESSOR] = json.dumps(preprocessor, separators=(",", ":"))
+    if isinstance(model.preprocessor, TextPreprocessor):
+        tokenizer = json.loads(model.preprocessor.tokenizer_json)
+        files[TOKENIZER] = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(model.preprocessor, ImagePreprocessor):
+        files[PREPROCESSOR] = json.dumps(asdict(model.preprocessor), separators=(",", ":"))
+    if model.labels:
+        files[LABELS] = json.dumps(list(model.labels), ensure_ascii=False, separators=(",", ":"))
     return files
 
 

@@ -80,9 +80,9 @@ def run(
 
     from edgekit.pipeline import build
 
+    if not json:
+        render.show_settings(settings)
     with render.watching(json) as on_event:
-        if not json:
-            render.show_settings(settings)
         result = build(settings, dry_run=dry_run, on_event=on_event)
     if json:
         render.show_json({"settings": settings.to_json(), **result.to_json()})

@@ -1,6 +1,5 @@
 """``edgekit init``: write the project file."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,12 @@ def _ask(values: dict[str, Any]) -> dict[str, Any]:
         answers = {"model": ask("model", "Model", "sample:banking77")}
         if not answers["model"].startswith("sample:"):
             answers["data"] = ask("data", "Training rows, a file (empty for none)", "")
-            answers["eval"] = ask("eval", "Eval rows, a file (empty to split them off)", "")
+            if answers["data"]:
+                answers["eval"] = ask("eval", "Eval rows, a file (empty to split them off)", "")
         targets = values["target"] or str(typer.prompt("Target", _TARGET)).split()
         answers["budget"] = ask("budget", "Budget (empty for none)", "30MB")
-    except typer.Abort:
-        if sys.stdin.isatty():
+    except typer.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
             raise
         raise UsageError(
             f"nobody answers here; give flags, as in: edgekit init MODEL --target {_TARGET}"

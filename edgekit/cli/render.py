@@ -120,6 +120,7 @@ def _live() -> Iterator[Sink]:
                 progress.update(running[event.name], total=1.0, completed=event.fraction or 0.0)
             elif event.kind == "stage-end" and event.name in running:
                 progress.remove_task(running.pop(event.name))
+                progress.refresh()
             for each in line:
                 progress.console.out(each, highlight=False)
 
@@ -131,7 +132,7 @@ def _plain() -> Sink:
 
     def show(event: Event) -> None:
         for line in ended(event):
-            print(line, flush=True)
+            typer.echo(line)
 
     return show
 

@@ -1,10 +1,14 @@
 """``edgekit steps``: what can be done to a model on the way."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgekit.cli import options, render
+
+if TYPE_CHECKING:
+    from edgekit.recipe import Option
 
 
 def run(json: options.Json = False) -> None:
@@ -25,6 +29,11 @@ def run(json: options.Json = False) -> None:
     for name in step_names():
         typer.echo(f"{render.bold(name)}  {step_summary(name)}")
         for option in step_options(name):
-            default = "required" if option.required else f"default {option.default}"
-            typer.echo(f"    {option.name}={option.type}  ({default})")
+            typer.echo(f"    {option.name}={option.type}  ({_default(option)})")
     typer.echo("\nin a project: [[steps]] name = …    as a flag: --step name:option=value,option=…")
+
+
+def _default(option: "Option") -> str:
+    if option.required:
+        return "required"
+    return "optional" if option.default is None else f"default {option.default}"

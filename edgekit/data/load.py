@@ -1,9 +1,9 @@
 """From what ``--data`` and ``--eval`` name to the rows of two splits."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
-import os.path
 import re
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,9 @@ def load_data(
             continue
         rows, chosen = _read(reference, split, task=task, problem=problem, columns=columns)
         parts[split] = rows
+        if chosen != used:
+            notes += column_notes(reference, chosen, columns)
         used = used or chosen
-        notes += column_notes(reference, chosen, columns)
         if rows.labels is None:
             notes.append(f"no labels in {reference}: its rows can show agreement, not accuracy")
     if train is not None and eval is None and len(parts["train"]) > 1:
@@ -103,8 +104,9 @@ def load_data(
 def _locate(reference: str) -> Path | None:
     """The path that a reference names, or ``None`` for the name of a hub data set."""
     path = Path(reference).expanduser()
-    if os.path.exists(path):
-        return path
+    with contextlib.suppress(OSError):  # a name too long, a folder that we may not look into
+        if path.exists():
+            return path
     if _HUB_NAME.fullmatch(reference) and path.suffix.lower() not in _FILE_SUFFIXES:
         library = importlib.util.find_spec("datasets")
         # A folder named "datasets" in the working directory is found too, without an origin.

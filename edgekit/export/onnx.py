@@ -12,14 +12,16 @@ Rules of the file:
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekit.artifact import Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
-from edgekit.inspect.onnx import load_onnx, model_inputs, model_outputs
+from edgekit.inspect.onnx import all_nodes, load_onnx, model_inputs, model_outputs
 from edgekit.model import Model, export_forward
+from edgekit.units import format_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +43,8 @@ def export_onnx(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
     """
     forward = export_forward(model)
     proto = _trace(model, forward)
-    _name_weights(proto, forward)
+    _tidy(proto)
+    _name_weights(proto.graph, forward)
     return _write(_apply(proto, scheme), out / _FILE, scheme)
 
 
@@ -52,11 +55,12 @@ def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
     that the scheme changes.
     """
     proto = load_onnx(source)
+    _tidy(proto)
     if scheme != "fp32":
         _check_float32(proto, source)
-        before = proto.graph.ByteSize()
+        before = proto.ByteSize()
         proto = _apply(proto, scheme)
-        if proto.graph.ByteSize() >= before:
+        if proto.ByteSize() >= before:
             raise ModelError(f"{source} holds no weights that {scheme} makes smaller; ship it as is")
     return _write(proto, out / _FILE, scheme)
 
@@ -64,31 +68,45 @@ def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
 def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     import torch
 
+    from edgekit import __version__
     from edgekit.export.tracing import example_inputs, output_name, quiet_tracing
 
     with quiet_tracing():
         example = example_inputs(model, forward)
-        dimension = torch.export.Dim.DYNAMIC
-        dynamic = {axis: dimension for axis, _ in enumerate(example.dimensions)}
+        varying = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(example.dimensions)}
         try:
             program = torch.onnx.export(
                 forward,
                 example.tensors,
                 dynamo=True,
-                dynamic_shapes=tuple(dynamic for _ in example.tensors),
-                input_names=list(model.inputs),
-                output_names=[output_name(model)],
+                dynamic_shapes=tuple(varying for _ in example.tensors),
                 opset_version=_OPSET,
                 verbose=False,
             )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            reason = _last_line(error)
-            raise ExportError(f"torch cannot write this model as ONNX: {reason}") from error
-        assert program is not None
-        proto: onnx.ModelProto = program.model_proto
+        except Exception as error:  # the module's own code runs here, and may raise anything
+            reason = str(error).strip().splitlines()[0][:160]
+            raise ExportError(
+                f"torch cannot write this model as ONNX ({reason}); try --format torchscript"
+            ) from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
     proto.ir_version = _IR_VERSION
+    proto.producer_name, proto.producer_version = "edgekit", __version__
+    _name_ends(proto.graph, (*model.inputs, output_name(model)))
     _name_dimensions(proto.graph, example.dimensions)
     return proto
+
+
+def _name_ends(graph: "onnx.GraphProto", names: tuple[str, ...]) -> None:
+    """Name the inputs and the output. (torch would, but lets two values have one name.)"""
+    ends = (*graph.input, *graph.output)
+    wanted = {value.name: name for value, name in zip(ends, names, strict=True)}
+    new = {name: f"{name}.inner" for name in names} | wanted
+    for value in ends:
+        value.name = new[value.name]
+    for node in all_nodes(graph):
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
 
 
 def _name_dimensions(graph: "onnx.GraphProto", names: tuple[str, ...]) -> None:
@@ -100,31 +118,105 @@ def _name_dimensions(graph: "onnx.GraphProto", names: tuple[str, ...]) -> None:
             dim.dim_param = name
     for value in graph.output:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
+            if dim.dim_param in symbols:
+                dim.dim_param = symbols[dim.dim_param]
 
 
-def _name_weights(proto: "onnx.ModelProto", forward: "nn.Module") -> None:
-    """Give the matrices that torch transposed (``val_44``) the names that they have in the model."""
-    named = {
-        _digest(tensor.detach().T.contiguous().numpy()): name
-        for name, tensor in forward.named_parameters()
-        if tensor.ndim == 2
-    }
-    taken = {tensor.name for tensor in proto.graph.initializer}
+def _tidy(model: "onnx.ModelProto") -> None:
+    """Rules 2 to 4."""
+    graph = model.graph
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    parts = (graph, *graph.input, *graph.output, *graph.initializer, *graph.node)
+    for part in (model, *parts, *model.functions, *(n for f in model.functions for n in f.node)):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    _store_once(graph)
+    # IR version 3 lists constants among the inputs as well.
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _store_once(graph: "onnx.GraphProto") -> None:
+    """Keep one of the initializers that hold the same."""
+    kept: dict[tuple[Any, ...], str] = {}
     names = {}
-    for tensor in proto.graph.initializer:
-        name = named.get(hashlib.sha256(tensor.raw_data).hexdigest())
-        if len(tensor.dims) == 2 and name is not None and name not in taken:
-            names[tensor.name] = tensor.name = name
-    ...
+    for tensor in graph.initializer:
+        content = tensor.raw_data or tensor.SerializeToString()
+        key = tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest()
+        names[tensor.name] = kept.setdefault(key, tensor.name)
+    initializers = [tensor for tensor in graph.initializer if names[tensor.name] == tensor.name]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+    _rename_uses(graph, names)
 
 
-def _apply(proto: "onnx.ModelProto", scheme: Scheme) -> "onnx.ModelProto":
+def _name_weights(graph: "onnx.GraphProto", forward: "nn.Module") -> None:
+    """Call the matrices that torch transposed (``val_44``) as the model calls them."""
+    taken = {tensor.name for tensor in graph.initializer}
+    known = {
+        hashlib.sha256(np.ascontiguousarray(parameter.detach().numpy().T)).digest(): name
+        for name, parameter in forward.named_parameters()
+        if parameter.ndim == 2 and name not in taken
+    }
+    names = {}
+    for tensor in graph.initializer:
+        name = known.pop(hashlib.sha256(tensor.raw_data).digest(), tensor.name)
+        names[tensor.name] = tensor.name = name
+    _rename_uses(graph, names)
+
+
+def _rename_uses(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
+    for node in all_nodes(graph):
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _check_float32(model: "onnx.ModelProto", source: Path) -> None:
+    """Raise ModelError when a file is quantized already."""
+    import onnx
+
+    mend = "give the float32 file that it was made of"
+    for node in all_nodes(model.graph):
+        if any(mark in node.op_type for mark in _INTEGER_MARKS):
+            raise ModelError(f"{source} is quantized already: it has {node.op_type}; {mend}")
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            raise ModelError(f"{source} is in half precision: see {tensor.name}; {mend}")
+
+
+def _apply(model: "onnx.ModelProto", scheme: Scheme) -> "onnx.ModelProto":
     if scheme == "int8-dynamic":
         from edgekit.export.onnx_int8 import quantize_weights
 
-        quantize_weights(proto)
+        quantize_weights(model)
     elif scheme == "fp16":
-        return _halve(proto)
-    return proto
+        return _halve(model)
+    return model
+
+
+def _halve(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Weights and arithmetic in float16; inputs and outputs stay as they are.
+
+    Layer norms still sum in float32 (their ``stash_type``), and so do the softmax kernels of GPUs.
+    """
+    import warnings
+
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        # It warns of constants near zero, such as the smallest length of an embedding.
+        warnings.simplefilter("ignore")
+        half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    del half.graph.value_info[:]
+    return half
+
+
+def _write(model: "onnx.ModelProto", path: Path, scheme: Scheme) -> Artifact:
+    size = model.ByteSize()
+    if size > _LARGEST:
+        raise ExportError(f"the model takes {format_bytes(size)} and an ONNX file ends at 2.147 GB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return Artifact(path, "onnx", scheme, model_inputs(model), model_outputs(model))

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.artifact import Tensor as Described
 from edgekit.errors import ExportError, ModelError
 
 Bytes = npt.NDArray[np.uint8]
@@ -92,8 +94,9 @@ class Graph:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once, in the order of first use."""
         seen: set[int] = set()
-        uses = [self.inputs, *([*op.inputs, *op.outputs] for op in self.operators), self.outputs]
-        for tensor in (tensor for use in uses for tensor in use):
+        uses: list[Sequence[Tensor | None]] = [self.inputs]
+        uses += [use for op in self.operators for use in (op.inputs, op.outputs)]
+        for tensor in itertools.chain(*uses, self.outputs):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor
@@ -128,11 +131,24 @@ def constant(name: str, values: npt.NDArray[Any], fields: Any = None) -> Tensor:
     return Tensor(name, number, values.shape, data, fields)
 
 
-def builtin(name: str, version: int = 1) -> Kernel:
-    """The kernel of a built-in operator by its name in the schema."""
+def operator(
+    name: str,
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    *,
+    version: int = 1,
+    options: Any = None,
+) -> Operator:
+    """A built-in operator by its name in the schema; ``options``: the schema's object for it."""
     from ai_edge_litert import schema_py_generated as schema
 
-    return Kernel(getattr(schema.BuiltinOperator, name), version)
+    fields = schema.OperatorT()
+    if options is not None:
+        kind = type(options).__name__.removesuffix("T")
+        fields.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        fields.builtinOptions = options
+    kernel = Kernel(getattr(schema.BuiltinOperator, name), version)
+    return Operator(kernel, list(inputs), list(outputs), fields)
 
 
 def type_name(tensor_type: int) -> str:
@@ -145,6 +161,39 @@ def _names(enum: str) -> dict[int, str]:
 
     members = vars(getattr(schema, enum)).items()
     return {value: name for name, value in members if isinstance(value, int)}
+
+
+def describe(program: Program) -> tuple[tuple[Described, ...], tuple[Described, ...]]:
+    """What goes in and comes out: by name, dtype and shape.
+
+    Named by the signatures, or by the graph where there are none. A dimension that varies, from
+    run to run or from signature to signature, is ``length``.
+    """
+    ways = [(s.inputs, s.outputs) for s in program.signatures]
+    if not ways:
+        graph = program.graphs[0]
+        ways = [({t.name: t for t in graph.inputs}, {t.name: t for t in graph.outputs})]
+    inputs, outputs = (
+        tuple(
+            _described(name, [way[end][name] for way in ways if name in way[end]])
+            for name in ways[0][end]
+        )
+        for end in (0, 1)
+    )
+    return inputs, outputs
+
+
+def _described(name: str, tensors: list[Tensor]) -> Described:
+    dims: list[int | str] = []
+    for axis, size in enumerate(tensors[0].shape):
+        fixed = all(t.shape[axis : axis + 1] == (size,) and not _varies(t, axis) for t in tensors)
+        dims.append(size if fixed else "length")
+    return Described(name, type_name(tensors[0].type), tuple(dims))
+
+
+def _varies(tensor: Tensor, axis: int) -> bool:
+    signature = None if tensor.fields is None else tensor.fields.shapeSignature
+    return signature is not None and len(signature) > axis and signature[axis] < 0
 
 
 # Reading
@@ -217,7 +266,7 @@ class _Reader:
 
     def _buffer(self, buffer: Any) -> Bytes | None:
         if buffer.Offset() > 1:
-            raise ModelError(f"{self.source} is a TFLite file over 2 GB; edgekit reads smaller ones")
+            raise ModelError(f"{self.source} is over 2 GB; edgekit reads smaller TFLite files")
         return buffer.DataAsNumpy() if buffer.DataLength() else None
 
     def _kernel(self, code: Any) -> Kernel:
@@ -348,13 +397,14 @@ class _Buffers:
     def __init__(self) -> None:
         self.stored = [_Buffer(None)]
         self._numbers: dict[object, int] = {}
-        self._seen: dict[int, tuple[Bytes, int]] = {}  # holds the array, so that its id stays its own
+        # The array is kept as well: while it lives, its id is its own.
+        self._seen: dict[int, tuple[Bytes, int]] = {}
 
     def number(self, data: Bytes | None) -> int:
         if data is None or data.size == 0:
             return 0
         if id(data) not in self._seen:
-            key = (data.size, hashlib.sha256(data).digest())
+            key = (data.size, hashlib.sha256(memoryview(data)).digest())
             if key not in self._numbers:
                 self._numbers[key] = len(self.stored)
                 self.stored.append(_Buffer(data))
@@ -364,11 +414,11 @@ class _Buffers:
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Stands in for the schema's BufferT, whose Pack aligns to one byte."""
+    """Stands in for the schema's BufferT, whose ``Pack`` aligns to one byte."""
 
     data: Bytes | None
 
-    def Pack(self, builder: Any) -> int:  # noqa: N802 (the name that the schema's ModelT calls)
+    def Pack(self, builder: Any) -> int:
         from ai_edge_litert import schema_py_generated as schema
 
         vector = None

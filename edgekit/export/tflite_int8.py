@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.export.tflite_graph import Bytes, Operator, Program, Tensor, builtin, constant
+from edgekit.export.tflite_graph import Bytes, Operator, Program, Tensor, constant, operator
 from edgekit.steps.quantize.grid import Float32, Int8, quantize_int8
 
 # The version of each operator that its int8 form asks for (op_version.cc in TensorFlow).
@@ -90,19 +90,15 @@ def _fully_connected(op: Operator, grid: _Grid) -> list[Operator]:
     if bias is not None:
         bias = constant(bias.name, bias.values() / scales)
     output = op.outputs[0]
-    product = _like(output, output.name + ".unscaled")
-    fields = copy.copy(op.fields)
-    fields.builtinOptions = options = copy.copy(fields.builtinOptions)
+    product = _like(output, f"{output.name}.unscaled")
+    options = copy.copy(op.fields.builtinOptions)
     activation, options.fusedActivationFunction = options.fusedActivationFunction, 0
     options.asymmetricQuantizeInputs = True
+    inputs = [state, integers, bias]
+    version = _FULLY_CONNECTED_ASYMMETRIC
     return [
-        Operator(
-            builtin("FULLY_CONNECTED", _FULLY_CONNECTED_ASYMMETRIC),
-            [state, integers, bias],
-            [product],
-            fields,
-        ),
-        _multiply(product, constant(weight.name + ".scale", scales), output, activation),
+        operator("FULLY_CONNECTED", inputs, [product], version=version, options=options),
+        _multiply(product, constant(f"{weight.name}.scale", scales), output, activation),
     ]
 
 
@@ -110,13 +106,14 @@ def _embedding_lookup(op: Operator, grid: _Grid) -> list[Operator]:
     ids, table = op.inputs
     assert table is not None
     integers, scales = grid.integers(table, axis=0)
+    scale_table = constant(f"{table.name}.scale", scales.reshape(-1, 1))
     output = op.outputs[0]
-    rows = _like(output, output.name + ".unscaled")
-    row_scales = Tensor(output.name + ".scale", output.type, (*output.shape[:-1], 1))
-    scale_table = constant(table.name + ".scale", scales.reshape(-1, 1))
+    rows = _like(output, f"{output.name}.unscaled")
+    row_scales = _like(output, f"{output.name}.scale", width=1)
+    version = _EMBEDDING_LOOKUP_INT8
     return [
-        Operator(builtin("EMBEDDING_LOOKUP", _EMBEDDING_LOOKUP_INT8), [ids, integers], [rows]),
-        Operator(builtin("EMBEDDING_LOOKUP"), [ids, scale_table], [row_scales]),
+        operator("EMBEDDING_LOOKUP", [ids, integers], [rows], version=version),
+        operator("EMBEDDING_LOOKUP", [ids, scale_table], [row_scales]),
         _multiply(rows, row_scales, output),
     ]
 
@@ -127,36 +124,38 @@ def _convolution(op: Operator, grid: _Grid) -> list[Operator]:
     axis = _FILTER_AXIS[op.kernel.name]
     integers, scales = grid.integers(weight, axis)
     integers.fields = _scaled(scales, axis)
-    widened = Tensor(weight.name + ".float32", weight.type, weight.shape)
+    widened = Tensor(f"{weight.name}.float32", weight.type, weight.shape)
     inputs = [*op.inputs[:_WEIGHT], widened, *op.inputs[_WEIGHT + 1 :]]
     return [
-        Operator(builtin("DEQUANTIZE", _DEQUANTIZE_PER_CHANNEL), [integers], [widened]),
+        operator("DEQUANTIZE", [integers], [widened], version=_DEQUANTIZE_PER_CHANNEL),
         Operator(op.kernel, inputs, op.outputs, op.fields),
     ]
 
 
 def _multiply(left: Tensor, right: Tensor, output: Tensor, activation: int = 0) -> Operator:
-    schema = _schema()
-    fields = schema.OperatorT()
-    fields.builtinOptionsType = schema.BuiltinOptions.MulOptions
-    fields.builtinOptions = schema.MulOptionsT()
-    fields.builtinOptions.fusedActivationFunction = activation
-    return Operator(builtin("MUL"), [left, right], [output], fields)
+    options = _schema().MulOptionsT()
+    options.fusedActivationFunction = activation
+    return operator("MUL", [left, right], [output], options=options)
+
+
+def _like(tensor: Tensor, name: str, width: int | None = None) -> Tensor:
+    """Another value of that type and shape, or one that is ``width`` wide."""
+    made = Tensor(name, tensor.type, tensor.shape, fields=copy.copy(tensor.fields))
+    if width is not None:
+        made.shape = (*tensor.shape[:-1], width)
+        if made.fields is not None and made.fields.shapeSignature is not None:
+            made.fields.shapeSignature = [*tensor.fields.shapeSignature[:-1], width]
+    return made
 
 
 def _scaled(scales: Any, axis: int = 0) -> Any:
     """Schema fields that say: symmetric, ``scales`` along ``axis``."""
-    schema = _schema()
-    fields = schema.TensorT()
-    fields.quantization = schema.QuantizationParametersT()
+    fields = _schema().TensorT()
+    fields.quantization = _schema().QuantizationParametersT()
     fields.quantization.scale = np.asarray(scales, np.float32)
     fields.quantization.zeroPoint = np.zeros(len(scales), np.int64)
     fields.quantization.quantizedDimension = axis
     return fields
-
-
-def _like(tensor: Tensor, name: str) -> Tensor:
-    return Tensor(name, tensor.type, tensor.shape, fields=tensor.fields)
 
 
 def _schema() -> Any:

@@ -1,169 +1,273 @@
-"""One graph for every sequence length, learned from two.
+"""Every sequence length from two: how a graph depends on its length.
 
-A converter turns a model into a graph for one fixed length, in seconds. Two such graphs, for
-lengths a < b, say how the model depends on the length, and any other length follows in
+A converter makes a graph for one length, in seconds. Two such graphs, for lengths a < b, show
+what depends on the length; any other length, and one graph for all lengths, follow in
 milliseconds. Rules:
 
-1. Both graphs are the same operators, wired the same, with the same options.
+1. Both graphs have the same operators, wired the same, with the same options.
 2. A dimension is the same in both, or ``k * length + c`` with a whole k and a c of -2 to 2 (the
    bounds keep out length², which two points cannot tell from a line).
-3. An integer in a constant of the same shape in both (a shape to RESHAPE to, where to SLICE)
-   follows rule 2 as well.
+3. So is an integer of a constant that has the same shape in both: a shape to RESHAPE to, say.
 4. Any other constant is the same in both, or the short one is the leading block of the long one,
-   as with position embeddings. The long one is stored, and a SLICE takes the block; where a
-   SLICE is unwelcome, each length stores its own block.
+   as position embeddings are.
 5. What breaks a rule (a mean's 1 / length, say) cannot be learned, and each length needs a
    conversion of its own.
 
-Constants that do not depend on the length are the same arrays in every graph made.
+For one length, leading blocks are sliced from one constant; where a SLICE is unwelcome, each
+length stores its own. For any length:
+
+6. The length is -1 in shapes to RESHAPE to, once each. Other integers may not depend on it.
+7. A leading block of rows is looked up, row by row, by position: how many tokens the attention
+   mask has before. (Padding gets the position of the next token; it is masked.)
+
+Constants that do not depend on the length are the same arrays in all graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgekit.export.tflite_graph import Graph, Operator, Tensor, builtin, constant, type_name
+from edgekit.export.tflite_graph import (
+    Graph,
+    Operator,
+    Tensor,
+    constant,
+    operator,
+    type_name,
+)
 
 _LARGEST_OFFSET = 2
+_ANY = -1
 
 
 class CannotLearnError(ValueError):
-    """The two graphs break a rule; the message says which."""
+    """The graphs break a rule; the message says where."""
 
 
-def learn_lengths(
-    short: Graph, long: Graph, a: int, b: int, *, slices: bool = True
-) -> Callable[[int], Graph]:
-    """A function that makes the graph for any length up to ``b``.
+@dataclass(frozen=True)
+class Line:
+    """A whole number that depends on the length: ``slope * length + offset``."""
 
-    short, long: the graphs for lengths ``a < b``; of ``short`` nothing is kept.
-    slices: whether leading blocks are sliced from one constant, or stored for each length.
-    Raises CannotLearnError when the graphs break a rule above.
+    slope: int
+    offset: int
+
+    def at(self, length: int) -> int:
+        return self.slope * length + self.offset
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How ``graph``, made for ``longest``, depends on the length.
+
+    sizes: the dimensions of each tensor, by its id. integers: the values of those constants
+    that depend on the length (rule 3), by the tensor's id.
     """
-    lines = _Lines(a, b)
-    makers = {id(other): _maker(one, other, lines, slices) for one, other in _pairs(short, long)}
 
-    def grow(length: int) -> Graph:
-        made: dict[int, Tensor] = {}
-        operators: list[Operator] = []
+    graph: Graph
+    longest: int
+    sizes: dict[int, tuple[Line, ...]]
+    integers: dict[int, tuple[Line, ...]]
 
-        def place(tensor: Tensor) -> Tensor:
-            if id(tensor) not in made:
-                made[id(tensor)], first = makers[id(tensor)](length)
-                operators.extend(first)
-            return made[id(tensor)]
+    def shape(self, tensor: Tensor, length: int) -> tuple[int, ...]:
+        return tuple(line.at(length) for line in self.sizes[id(tensor)])
 
-        for op in long.operators:
-            inputs = [None if tensor is None else place(tensor) for tensor in op.inputs]
-            outputs = [place(tensor) for tensor in op.outputs]
-            operators.append(Operator(op.kernel, inputs, outputs, op.fields))
-        return Graph(list(map(place, long.inputs)), list(map(place, long.outputs)), operators)
-
-    return grow
+    def varying_axes(self, tensor: Tensor) -> list[int]:
+        return [axis for axis, line in enumerate(self.sizes[id(tensor)]) if line.slope]
 
 
-class _Lines:
-    """Whole numbers at lengths ``a`` and ``b``, drawn on to other lengths (rule 2)."""
+def learn_lengths(short: Graph, long: Graph, a: int, b: int) -> Pattern:
+    """The pattern of two graphs for lengths ``a < b``; nothing of ``short`` is kept.
 
-    def __init__(self, a: int, b: int) -> None:
-        self.a, self.b = a, b
+    Raises CannotLearnError when the graphs break rules 1 to 4.
+    """
+    sizes: dict[int, tuple[Line, ...]] = {}
+    integers: dict[int, tuple[Line, ...]] = {}
+    for one, other in _pairs(short, long):
+        if one.type != other.type or (one.data is None) != (other.data is None):
+            raise CannotLearnError(f"{other.name} differs between the graphs")
+        sizes[id(other)] = _lines(one.shape, other.shape, a, b)
+        if other.data is None:
+            continue
+        before, after = one.values(), other.values()
+        if one.shape != other.shape:
+            after = after[tuple(map(slice, one.shape))]
+        if np.array_equal(before, after):
+            continue
+        if one.shape != other.shape or type_name(other.type) != "int32":
+            raise CannotLearnError(f"{other.name} holds other values at another length")
+        integers[id(other)] = _lines(before.flat, after.flat, a, b)
+    return Pattern(long, b, sizes, integers)
 
-    def through(self, at_a: int, at_b: int) -> tuple[int, int]:
-        """Slope and offset: the value at a length is ``slope * length + offset``."""
-        if at_a == at_b:
-            return 0, at_a
-        slope, rest = divmod(at_b - at_a, self.b - self.a)
-        offset = at_a - slope * self.a
-        if rest or slope < 0 or abs(offset) > _LARGEST_OFFSET:
-            raise CannotLearnError(f"{at_a} at length {self.a} becomes {at_b} at {self.b}")
-        return slope, offset
+
+def graph_for_length(pattern: Pattern, length: int, *, slices: bool = True) -> Graph:
+    """The graph for one length, up to the pattern's longest.
+
+    slices: take leading blocks from one constant by a SLICE; else store the block itself.
+    """
+
+    def make(tensor: Tensor) -> tuple[Tensor, list[Operator]]:
+        if id(tensor) in pattern.integers:
+            values = [line.at(length) for line in pattern.integers[id(tensor)]]
+            return constant(tensor.name, np.array(values, np.int32).reshape(tensor.shape)), []
+        shape = pattern.shape(tensor, length)
+        if tensor.data is None:
+            return Tensor(tensor.name, tensor.type, shape, fields=tensor.fields), []
+        if shape == tensor.shape:
+            return tensor, []
+        if slices:
+            part = Tensor(f"{tensor.name}.block", tensor.type, shape)
+            return part, [_slice(tensor, part)]
+        return constant(tensor.name, tensor.values()[tuple(map(slice, shape))]), []
+
+    return _remake(pattern.graph, make)
+
+
+def graph_for_any_length(pattern: Pattern, mask: Tensor) -> Graph:
+    """One graph for every length up to the pattern's longest.
+
+    mask: that input of the pattern's graph which is the attention mask, int32 [1, length]: ones,
+    then zeros. Raises CannotLearnError when the graph breaks rule 6 or 7.
+    """
+    shapes = {id(op.inputs[1]) for op in pattern.graph.operators if op.kernel.name == "RESHAPE"}
+    positions = _Positions(_free(mask, mask.shape, [1]))
+
+    def make(tensor: Tensor) -> tuple[Tensor, list[Operator]]:
+        if tensor is mask:
+            return positions.mask, []
+        if id(tensor) in pattern.integers:
+            lines = pattern.integers[id(tensor)]
+            if id(tensor) not in shapes or sum(line.slope > 0 for line in lines) != 1:
+                raise CannotLearnError(f"{tensor.name} holds the length where no -1 can stand")
+            values = [_ANY if line.slope else line.offset for line in lines]
+            return constant(tensor.name, np.array(values, np.int32)), []
+        axes = pattern.varying_axes(tensor)
+        if not axes:
+            return tensor, []
+        if tensor.data is None:
+            return _free(tensor, pattern.shape(tensor, 1), axes), []
+        *ones, rows, width = tensor.shape
+        if axes != [len(ones)] or rows != pattern.longest or any(one != 1 for one in ones):
+            raise CannotLearnError(f"{tensor.name} is no table with a row for each position")
+        return positions.look_up(tensor, tensor.values().reshape(rows, width))
+
+    return _remake(pattern.graph, make)
+
+
+class _Positions:
+    """The position of each token, worked out from the mask for the first table that asks."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.counts: Tensor | None = None
+
+    def look_up(self, table: Tensor, rows: Any) -> tuple[Tensor, list[Operator]]:
+        """The table's rows for the positions, and the operators that fetch them."""
+        first: list[Operator] = []
+        if self.counts is None:
+            options = _schema().CumsumOptionsT()
+            options.exclusive = True
+            flat = constant("positions.shape", np.array([_ANY], np.int32))
+            before = _free(self.mask, self.mask.shape, [1], "positions.row")
+            self.counts = _free(self.mask, (1,), [0], "positions")
+            along = constant("positions.axis", np.array(1, np.int32))
+            first = [
+                operator("CUMSUM", [self.mask, along], [before], options=options),
+                operator("RESHAPE", [before, flat], [self.counts]),
+            ]
+        found = _free(table, (1, rows.shape[1]), [0], f"{table.name}.rows")
+        first.append(
+            operator("EMBEDDING_LOOKUP", [self.counts, constant(table.name, rows)], [found])
+        )
+        return found, first
+
+
+def _free(like: Tensor, shape: tuple[int, ...], axes: list[int], name: str = "") -> Tensor:
+    """A value whose ``axes`` vary from run to run; ``shape`` has a 1 there, by custom."""
+    fields = _schema().TensorT()
+    fields.shapeSignature = [_ANY if axis in axes else size for axis, size in enumerate(shape)]
+    return Tensor(name or like.name, like.type, shape, fields=fields)
+
+
+def _remake(graph: Graph, make: Callable[[Tensor], tuple[Tensor, list[Operator]]]) -> Graph:
+    """A copy with other tensors. ``make`` also says which operators must run before."""
+    made: dict[int, Tensor] = {}
+    operators: list[Operator] = []
+
+    def place(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)], first = make(tensor)
+            operators.extend(first)
+        return made[id(tensor)]
+
+    inputs = list(map(place, graph.inputs))
+    for op in graph.operators:
+        taken = [None if tensor is None else place(tensor) for tensor in op.inputs]
+        given = list(map(place, op.outputs))
+        operators.append(Operator(op.kernel, taken, given, op.fields))
+    return Graph(inputs, list(map(place, graph.outputs)), operators)
+
+
+def _lines(at_a: Any, at_b: Any, a: int, b: int) -> tuple[Line, ...]:
+    """Rules 2 and 3, number by number."""
+    lines = []
+    for low, high in zip(map(int, at_a), map(int, at_b), strict=True):
+        slope, rest = divmod(high - low, b - a)
+        offset = low - slope * a
+        if low != high and (rest or slope < 0 or abs(offset) > _LARGEST_OFFSET):
+            raise CannotLearnError(f"{low} at length {a} becomes {high} at {b}")
+        lines.append(Line(slope, offset))
+    return tuple(lines)
 
 
 def _pairs(short: Graph, long: Graph) -> list[tuple[Tensor, Tensor]]:
     """The tensors of both graphs side by side (rule 1)."""
-    if len(short.operators) != len(long.operators):
-        raise CannotLearnError("the graphs have different operators")
     pairs: dict[int, tuple[Tensor | None, Tensor | None]] = {}
 
-    def match(left: list[Any], right: list[Any]) -> None:
-        if len(left) != len(right):
-            raise CannotLearnError("the graphs are wired differently")
+    def match(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> None:
         for one, other in zip(left, right, strict=True):
-            known = pairs.setdefault(id(other), (one, other))
-            if known[0] is not one or (one is None) != (other is None):
+            if pairs.setdefault(id(other), (one, other))[0] is not one:
                 raise CannotLearnError("the graphs are wired differently")
 
-    match(short.inputs, long.inputs)
-    for one, other in zip(short.operators, long.operators, strict=True):
-        if one.kernel != other.kernel or _options(one) != _options(other):
-            raise CannotLearnError(f"{one.kernel.name} differs between the graphs")
-        match(list(one.inputs), list(other.inputs))
-        match(one.outputs, other.outputs)
-    match(short.outputs, long.outputs)
-    return [(one, other) for one, other in pairs.values() if one is not None and other is not None]
+    try:
+        match(short.inputs, long.inputs)
+        for one, other in zip(short.operators, long.operators, strict=True):
+            if one.kernel != other.kernel or _options(one) != _options(other):
+                raise CannotLearnError(f"{one.kernel.name} differs between the graphs")
+            match(one.inputs, other.inputs)
+            match(one.outputs, other.outputs)
+        match(short.outputs, long.outputs)
+    except CannotLearnError:
+        raise
+    except ValueError as error:
+        raise CannotLearnError("the graphs have different operators") from error
+    found = []
+    for left, right in pairs.values():
+        if left is not None and right is not None:
+            if len(left.shape) != len(right.shape):
+                raise CannotLearnError(f"{right.name} differs between the graphs")
+            found.append((left, right))
+    return found
 
 
 def _options(op: Operator) -> dict[str, Any]:
     """An operator's options as plain values, to compare."""
     options = op.fields.builtinOptions
-    if options is None:
+    if options is None or op.kernel.name == "RESHAPE":  # whose shape is an input, too
         return {}
     return {name: np.asarray(value).tolist() for name, value in vars(options).items()}
 
 
-def _maker(
-    short: Tensor, long: Tensor, lines: _Lines, slices: bool
-) -> Callable[[int], tuple[Tensor, list[Operator]]]:
-    """How to make one tensor for a length, and the operators that must run before (rules 2 to 4)."""
-    if short.type != long.type or len(short.shape) != len(long.shape):
-        raise CannotLearnError(f"{long.name} differs between the graphs")
-    if (short.data is None) != (long.data is None):
-        raise CannotLearnError(f"{long.name} is a constant in one graph alone")
-    sizes = [lines.through(*pair) for pair in zip(short.shape, long.shape, strict=True)]
-
-    def value(length: int) -> Tensor:
-        shape = tuple(slope * length + offset for slope, offset in sizes)
-        return Tensor(long.name, long.type, shape, fields=long.fields)
-
-    if long.data is None:
-        return lambda length: (value(length), [])
-    before, after = short.values(), long.values()
-    if short.shape == long.shape:
-        if np.array_equal(before, after):
-            return lambda length: (long, [])
-        if type_name(long.type) != "int32":
-            raise CannotLearnError(f"{long.name} holds other values at another length")
-        numbers = [lines.through(*pair) for pair in zip(before.flat, after.flat, strict=True)]
-
-        def integers(length: int) -> tuple[Tensor, list[Operator]]:
-            grown = [slope * length + offset for slope, offset in numbers]
-            return constant(long.name, np.array(grown, np.int32).reshape(long.shape)), []
-
-        return integers
-    if not np.array_equal(before, after[tuple(map(slice, short.shape))]):
-        raise CannotLearnError(f"{long.name} holds other values at another length")
-
-    def block(length: int) -> tuple[Tensor, list[Operator]]:
-        part = value(length)
-        if part.shape == long.shape:
-            return long, []
-        if slices:
-            return part, [_slice(long, part)]
-        return constant(long.name, after[tuple(map(slice, part.shape))]), []
-
-    return block
-
-
 def _slice(whole: Tensor, part: Tensor) -> Operator:
-    from ai_edge_litert import schema_py_generated as schema
-
-    part.fields = None
     begin = constant(f"{whole.name}.begin", np.zeros(len(part.shape), np.int32))
-    size = constant(f"{whole.name}.size", np.array(part.shape, np.int32))
-    fields = schema.OperatorT()
-    fields.builtinOptionsType = schema.BuiltinOptions.SliceOptions
-    fields.builtinOptions = schema.SliceOptionsT()
-    return Operator(builtin("SLICE"), [whole, begin, size], [part], fields)
+    size = constant(f"{part.name}.size", np.array(part.shape, np.int32))
+    return operator("SLICE", [whole, begin, size], [part], options=_schema().SliceOptionsT())
+
+
+def _schema() -> Any:
+    from ai_edge_litert import schema_py_generated
+
+    return schema_py_generated

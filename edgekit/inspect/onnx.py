@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 def read_onnx(path: Path) -> Contents:
     """Contents of an ONNX file. Raises ModelError when it is damaged or no ONNX."""
-    model = load_onnx(path)
+    model = _parse(path)
+    beside = sum(file.stat().st_size for file in _files_beside(model, path))
     return Contents(
         format="onnx",
-        bytes=path.stat().st_size + _bytes_beside(path),
+        bytes=path.stat().st_size + beside,
         inputs=model_inputs(model),
-        outputs=tuple(_tensor(value) for value in model.graph.output),
+        outputs=model_outputs(model),
         signatures=(),
         ops=dict(Counter(_operations(model)).most_common()),
         tensors=tuple(_stored_tensors(model.graph)),
@@ -30,26 +31,45 @@ def read_onnx(path: Path) -> Contents:
 
 
 def load_onnx(path: Path) -> "onnx.ModelProto":
-    """Load and check a file, with weights that it keeps in files beside it.
+    """A file with all its weights, wherever it keeps them. Raises ModelError as ``read_onnx``."""
+    import onnx
 
-    Raises ModelError when it is truncated, damaged, or names weights outside its folder.
-    """
+    model = _parse(path)
+    if list(_files_beside(model, path)):
+        onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def _parse(path: Path) -> "onnx.ModelProto":
+    """The file's structure, checked; weights that it keeps in files beside it stay there."""
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{path} is damaged or no ONNX file ({reason}); export it again") from error
+        raise ModelError(f"{path} is damaged or no ONNX file ({reason}); export it again") from None
     for tensor in model.graph.initializer:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != _expected_bytes(tensor):
+        needed = _bytes_of(tensor)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
             raise ModelError(
-                f"{path} is damaged: {tensor.name} holds {len(tensor.raw_data)} bytes, its shape "
-                f"{list(tensor.dims)} needs {_expected_bytes(tensor)}; export it again"
+                f"{path} is damaged: {tensor.name} holds {len(tensor.raw_data)} bytes and its "
+                f"shape {list(tensor.dims)} needs {needed}; export it again"
             )
     return model
+
+
+def _files_beside(model: "onnx.ModelProto", path: Path) -> Iterator[Path]:
+    """The files that hold the weights of this one. Raises ModelError when one is elsewhere."""
+    folder = path.parent.resolve()
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    for place in sorted({entry.value for entry in entries if entry.key == "location"}):
+        file = (folder / place).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise ModelError(f"{path} keeps weights in {place}, which is not beside it; move it there")
+        yield file
 
 
 def model_inputs(model: "onnx.ModelProto") -> tuple[Tensor, ...]:
@@ -74,7 +94,7 @@ def _tensor(value: "onnx.ValueInfoProto") -> Tensor:
 
 def _operations(model: "onnx.ModelProto") -> Iterator[str]:
     graphs = [model.graph, *model.functions]
-    for node in (node for graph in graphs for node in _nodes(graph)):
+    for node in (node for graph in graphs for node in all_nodes(graph)):
         if node.op_type != "Constant":
             yield f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
@@ -107,11 +127,11 @@ def _constant(node: "onnx.NodeProto") -> Iterator[StoredTensor]:
 
 def _stored(name: str, tensor: "onnx.TensorProto") -> StoredTensor:
     return StoredTensor(
-        name, _dtype_name(tensor.data_type), tuple(tensor.dims), _expected_bytes(tensor)
+        name, _dtype_name(tensor.data_type), tuple(tensor.dims), _bytes_of(tensor)
     )
 
 
-def _expected_bytes(tensor: "onnx.TensorProto") -> int:
+def _bytes_of(tensor: "onnx.TensorProto") -> int:
     import onnx
 
     if tensor.data_type == onnx.TensorProto.STRING:
@@ -129,11 +149,12 @@ def _dtype_name(data_type: int) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _nodes(graph: Any) -> Iterator["onnx.NodeProto"]:
+def all_nodes(graph: Any) -> Iterator["onnx.NodeProto"]:
+    """Nodes of a graph (or function) and of the graphs inside them."""
     for node in graph.node:
         yield node
         for inner in _subgraphs(node):
-            yield from _nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _subgraphs(node: "onnx.NodeProto") -> Iterator["onnx.GraphProto"]:
@@ -141,17 +162,3 @@ def _subgraphs(node: "onnx.NodeProto") -> Iterator["onnx.GraphProto"]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
-
-
-def _bytes_beside(path: Path) -> int:
-    """Bytes of the files beside this one that hold its weights."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    places = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum((path.parent / place).stat().st_size for place in places)

@@ -4,7 +4,8 @@ Rules:
 
 1. Steps that the user names are the plan; nothing is added to them.
 2. Otherwise steps are added in order of harm, least first, until every target fits the size
-   limit: the target's own scheme alone, then a trimmed vocabulary.
+   limit: the target's own scheme alone, then a trimmed vocabulary with as many common words
+   as there is room for.
 3. Sizes come from applying the steps to the model on the meta device and counting what the
    writer will store; no weight is read.
 """
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.artifact import Format
-from edgekit.budget import Budget
 from edgekit.recipe import StepSpec, parse_table
 from edgekit.units import format_bytes
 
@@ -88,18 +88,15 @@ class Plan:
 
 
 def misfit(
-    tried: Sequence[tuple[Sequence[StepSpec], Sequence[Predicted]]], budget: Budget
+    steps: Sequence[StepSpec], predicted: Sequence[Predicted], limit: int | None
 ) -> str | None:
-    """One sentence when the best of what was tried is above the size limit, else ``None``."""
-    if budget.size is None:
-        return None
-    steps, predicted = min(tried, key=lambda each: max(p.total for p in each[1]))
+    """One sentence when the best plan is above the size limit, else ``None``."""
     largest = max(predicted, key=lambda each: each.total)
-    if largest.total <= budget.size:
+    if limit is None or largest.total <= limit:
         return None
     done = ", ".join([largest.scheme, *(str(step) for step in steps)])
     return (
-        f"{largest.target} does not fit {format_bytes(budget.size)}: the smallest within reach is "
-        f"{format_bytes(largest.total)} ({done}), {format_bytes(largest.total - budget.size)} too "
-        "much; raise --budget or start from a smaller model"
+        f"{largest.target} does not fit {format_bytes(limit)}: the smallest within reach is "
+        f"{format_bytes(largest.total)} ({done}), {format_bytes(largest.total - limit)} too much; "
+        "raise --budget or start from a smaller model"
     )

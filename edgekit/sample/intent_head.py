@@ -53,7 +53,9 @@ def train_checkpoint(
         model = BertForSequenceClassification(config).eval()
         # Not strict, since old checkpoints also hold a table of position numbers.
         model.bert.load_state_dict(load_file(encoder / "model.safetensors"), strict=False)
-        states = _cls_states(model, encoder / "tokenizer.json", [r["text"] for r in rows], on_progress)
+        states = _cls_states(
+            model, encoder / "tokenizer.json", [r["text"] for r in rows], on_progress
+        )
         gold = torch.tensor([labels.index(row["category"]) for row in rows])
         _train_head(model, states, gold, on_progress)
 
@@ -85,7 +87,7 @@ def _cls_states(
         padded = torch.nn.utils.rnn.pad_sequence(
             [ids[row] for row in batch],
             batch_first=True,
-            padding_value=model.config.pad_token_id,
+            padding_value=model.config.pad_token_id or 0,
         )
         mask = torch.nn.utils.rnn.pad_sequence(
             [torch.ones_like(ids[row]) for row in batch], batch_first=True
@@ -106,14 +108,17 @@ def _train_head(
     """Fit pooler and classifier to ``gold`` (int64 [N]), given the encoder's ``states``."""
     import torch
 
-    learning = [*model.bert.pooler.parameters(), *model.classifier.parameters()]
-    optimizer = torch.optim.AdamW(learning, lr=_LEARNING_RATE)
+    pooler, classifier = model.bert.pooler, model.classifier
+    assert pooler is not None
+    optimizer = torch.optim.AdamW(
+        [*pooler.parameters(), *classifier.parameters()], lr=_LEARNING_RATE
+    )
     steps = -(-len(gold) // _HEAD_BATCH) * _EPOCHS
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     for epoch in range(_EPOCHS):
         for batch in torch.randperm(len(gold)).split(_HEAD_BATCH):
-            pooled = model.bert.pooler(states[batch, None])
-            loss = torch.nn.functional.cross_entropy(model.classifier(pooled), gold[batch])
+            logits = classifier(pooler(states[batch, None]))
+            loss = torch.nn.functional.cross_entropy(logits, gold[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

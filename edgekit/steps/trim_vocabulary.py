@@ -5,7 +5,8 @@ Half of a small encoder is its word table, and a task uses a tenth of it.
 Rules:
 
 1. A token stays when the training text uses it at least ``min_count`` times, when it is a
-   special token, or when the extra word list needs it.
+   special token, when the extra word list needs it, or when it is among the first ``common``
+   whole tokens of the vocabulary (WordPiece vocabularies are written most frequent first).
 2. Every single character and every single-character continuation piece stays, so that a word
    whose pieces went is spelled out instead of becoming unknown.
 3. A piece with a character that has no piece of its own stays as well: it cannot be spelled.
@@ -36,17 +37,21 @@ class TrimVocabulary:
     """Keeps only the tokens that the training text uses, and every single character.
 
     min_count: how often the training text must use a token. words: a text file with words, one
-    per line, whose tokens stay too.
+    per line, whose tokens stay too. common: how many of the vocabulary's most frequent tokens
+    stay although the training text lacks them: words that users will write all the same.
     """
 
     min_count: int = 1
     words: Path | None = None
+    common: int = 0
 
     def requires(self, model: "Model", context: Context) -> None:
         if model.architecture is None or not isinstance(model.preprocessor, TextPreprocessor):
             raise RecipeError("trim-vocabulary: this model reads no text; leave the step out")
         if self.min_count < 1:
             raise RecipeError(f"trim-vocabulary: min-count must be at least 1, is {self.min_count}")
+        if self.common < 0:
+            raise RecipeError(f"trim-vocabulary: common must not be negative, is {self.common}")
         kind = json.loads(model.preprocessor.tokenizer_json)["model"]["type"]
         if kind != "WordPiece":
             raise RecipeError(
@@ -61,7 +66,8 @@ class TrimVocabulary:
         assert context.rows is not None
         texts = list(_texts(context.rows))
         fields = json.loads(model.preprocessor.tokenizer_json)
-        kept = kept_tokens(fields, self._counts(model.preprocessor.tokenizer_json, texts))
+        used = self._counts(model.preprocessor.tokenizer_json, texts)
+        kept = kept_tokens(fields, used, self.common)
         before = len(fields["model"]["vocab"])
         preprocessor = replace(
             model.preprocessor,
@@ -97,7 +103,7 @@ class TrimVocabulary:
         return counts
 
 
-def kept_tokens(fields: dict[str, Any], used: Iterable[int]) -> list[int]:
+def kept_tokens(fields: dict[str, Any], used: Iterable[int], common: int = 0) -> list[int]:
     """Ids to keep, ascending (rules 1 to 3). ``fields`` is a WordPiece tokenizer.json."""
     vocabulary: dict[str, int] = fields["model"]["vocab"]
     prefix: str = fields["model"]["continuing_subword_prefix"]
@@ -121,6 +127,8 @@ def kept_tokens(fields: dict[str, Any], used: Iterable[int]) -> list[int]:
 
     kept = set(used) | special
     kept |= {i for token, i in vocabulary.items() if single(token)}
+    whole = (i for token, i in vocabulary.items() if not single(token) and not _unused(token))
+    kept |= set(sorted(set(whole) - special)[:common])
     kept |= {i for token, i in vocabulary.items() if not _unused(token) and not spells(token)}
     return sorted(kept)
 

@@ -45,7 +45,9 @@ def test_the_largest_magnitude_of_a_channel_is_127(case: tuple[np.ndarray, int])
     ):
         amax = np.abs(channel).max()
         assert np.abs(whole.astype(int)).max() == (127 if amax >= 1e-30 else 0)
-        assert whole.flat[np.abs(channel).argmax()] == (127 * np.sign(channel.flat[np.abs(channel).argmax()]) if amax >= 1e-30 else 0)
+        assert whole.flat[np.abs(channel).argmax()] == (
+            127 * np.sign(channel.flat[np.abs(channel).argmax()]) if amax >= 1e-30 else 0
+        )
 
 
 @given(weights_and_axis())

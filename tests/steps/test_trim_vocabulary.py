@@ -76,6 +76,16 @@ def test_min_count_drops_what_is_rare_and_words_keep_what_is_listed(
     assert {"london", "paris", "card"} <= set(listed)
 
 
+def test_common_keeps_the_first_whole_tokens_of_the_vocabulary(bert: Model) -> None:
+    none, few, all_ = (set(_vocabulary(_trim(bert, common=n))) for n in (0, 5, 10_000))
+    assert none < few < all_
+    before = _vocabulary(bert)
+    whole = [t for t in before if len(t.removeprefix("##")) > 1 and not t.startswith("[")]
+    first = sorted(whole, key=lambda token: before[token])[:5]
+    assert few == none | set(first)
+    assert all_ == {token for token in before if not token.startswith("[unused")}
+
+
 def test_the_outcome_has_the_same_shapes_on_the_meta_device(tmp_path: Path) -> None:
     source = identify(str(tiny_checkpoint(tmp_path, "distilbert")))
     real, outline = _trim(load_model(source)), _trim(load_model(source, meta=True))
@@ -93,6 +103,8 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
         apply_steps([TrimVocabulary()], bert, Context(None, 0))
     with pytest.raises(RecipeError, match="min-count"):
         _trim(bert, min_count=0)
+    with pytest.raises(RecipeError, match="common"):
+        _trim(bert, common=-1)
     with pytest.raises(RecipeError, match="word list"):
         _trim(bert, words=tmp_path / "none.txt")
 

@@ -1,0 +1,183 @@
+"""Write TFLite: for LiteRT, and for tflite-runtime 2.14 and later.
+
+Rules of the file:
+
+1. A text model has one signature for any length, ``serving_default``, or one for each length
+   bucket, ``length_16`` and so on, which share their weights. Any length is the faster and the
+   smaller one: it computes no padding, and runtimes repack the weights once, not once a bucket.
+   Fixed lengths are for GPU delegates, which take no other shapes, and for those graphs that
+   cannot do without.
+2. Inputs have the model's names, ids are int32; the output is float32 ``logits`` or ``embedding``.
+3. A constant is called as the checkpoint calls it, and stored once.
+4. The same model gives the same bytes.
+
+The converter makes a graph for one length in seconds. It runs twice; all other lengths are
+learned from those two graphs (``tflite_lengths``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Artifact, Scheme
+from edgekit.errors import ExportError, ModelError
+from edgekit.export.lengths import default_lengths
+from edgekit.export.tflite_convert import convert, name_tensors
+from edgekit.export.tflite_graph import (
+    Graph,
+    Program,
+    Signature,
+    describe,
+    read_program,
+    type_name,
+    write_program,
+)
+from edgekit.export.tflite_lengths import (
+    CannotLearnError,
+    graph_for_any_length,
+    graph_for_length,
+    learn_lengths,
+)
+from edgekit.export.tracing import output_name
+from edgekit.model import Model, export_forward
+from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
+
+if TYPE_CHECKING:
+    import torch
+
+_FILE = "model.tflite"
+_ONLY = "serving_default"
+_MASK = "attention_mask"
+# Describes the converter's file, not ours: which runtime its operators asked for.
+_STALE_METADATA = ("min_runtime_version", "keep_stablehlo_constant")
+
+
+def export_tflite(
+    model: Model,
+    out: Path,
+    *,
+    scheme: Scheme,
+    lengths: Sequence[int] = (),
+    any_length: bool = False,
+) -> Artifact:
+    """Write ``out/model.tflite``.
+
+    lengths: the buckets of a text model, in tokens; 16, 32, 64 and 128 when there are none.
+    any_length: one signature for any length instead, where the graph allows it; the artifact's
+        ``lengths`` are empty then. Not for GPU delegates.
+    Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
+    litert-torch cannot convert the module, or the file would pass 2 GB.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length)
+        names = (*model.inputs, output_name(model))
+        signatures = [
+            Signature(
+                f"length_{length}" if len(graphs) > 1 else _ONLY,
+                graph,
+                dict(zip(names, graph.inputs, strict=False)),
+                {names[-1]: graph.outputs[0]},
+            )
+            for length, graph in graphs.items()
+        ]
+        program = Program(list(graphs.values()), signatures)
+        return _write(program, out, scheme, tuple(length for length in graphs if length))
+
+
+def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
+    """Write a float TFLite file, from whatever converter, as ``out/model.tflite`` in a scheme.
+
+    Raises ModelError when the source is damaged, is not float32 throughout, or has no weights
+    that the scheme changes.
+    """
+    program = read_program(source.read_bytes(), str(source))
+    for name in _STALE_METADATA:
+        program.metadata.pop(name, None)
+    if scheme != "fp32":
+        _check_float32(program, source)
+    artifact = _write(program, out, scheme, ())
+    if scheme != "fp32" and artifact.bytes >= source.stat().st_size:
+        artifact.path.unlink()
+        raise ModelError(f"{source} holds no weights that {scheme} makes smaller; ship it as is")
+    return artifact
+
+
+def _graphs(
+    model: Model, scratch: Path, scheme: Scheme, lengths: list[int], any_length: bool
+) -> dict[int, Graph]:
+    """The model's graphs by their length, 0 for one that serves any (or has none)."""
+    forward = export_forward(model, decomposed_norm=True)
+
+    def converted(length: int) -> Graph:
+        graph = convert(forward, _samples(model, length), scratch / f"{length}.tflite")
+        name_tensors(graph, forward)
+        return graph
+
+    if not isinstance(model.preprocessor, TextPreprocessor):
+        return {0: converted(0)}
+    allowed = model.preprocessor.max_length
+    lengths = lengths or list(default_lengths(allowed))
+    if lengths[-1] > allowed:
+        raise ExportError(f"length {lengths[-1]} is beyond the {allowed} positions of the model")
+    longest = allowed if any_length else lengths[-1]
+    if [longest] == lengths and not any_length:
+        return {longest: converted(longest)}
+    shorter = longest // 2
+    try:
+        pattern = learn_lengths(converted(shorter), converted(longest), shorter, longest)
+    except CannotLearnError:
+        return {length: converted(length) for length in lengths}
+    if any_length:
+        mask = pattern.graph.inputs[model.inputs.index(_MASK)]
+        with contextlib.suppress(CannotLearnError):
+            return {0: graph_for_any_length(pattern, mask)}
+    # A GPU delegate has no use for a SLICE of a constant.
+    slices = scheme != "fp16"
+    return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}
+
+
+def _samples(model: Model, length: int) -> tuple[torch.Tensor, ...]:
+    """An example of each input, one row: text of ``length`` tokens; 32-bit numbers throughout."""
+    import torch
+
+    if isinstance(model.preprocessor, TextPreprocessor):
+        return tuple(torch.ones(1, length, dtype=torch.int32) for _ in model.inputs)
+    if isinstance(model.preprocessor, ImagePreprocessor):
+        picture = model.preprocessor
+        return (torch.zeros(1, picture.channels, picture.height, picture.width),)
+    narrow = {torch.int64: torch.int32, torch.float64: torch.float32}
+    example = (model.example or {}).values()
+    return tuple(tensor.to(narrow.get(tensor.dtype, tensor.dtype)) for tensor in example)
+
+
+def _check_float32(program: Program, source: Path) -> None:
+    mend = "give the float32 file that it was made of"
+    for graph in program.graphs:
+        for tensor in graph.tensors():
+            if (
+                tensor.fields.quantization is not None
+                and tensor.fields.quantization.scale is not None
+            ):
+                raise ModelError(f"{source} is quantized already: see {tensor.name}; {mend}")
+            if tensor.data is not None and type_name(tensor.type) == "float16":
+                raise ModelError(f"{source} is in half precision: see {tensor.name}; {mend}")
+
+
+def _write(program: Program, out: Path, scheme: Scheme, lengths: tuple[int, ...]) -> Artifact:
+    if scheme == "int8-dynamic":
+        from edgekit.export.tflite_int8 import quantize_weights
+
+        quantize_weights(program)
+    elif scheme == "fp16":
+        from edgekit.export.tflite_fp16 import halve_weights
+
+        halve_weights(program)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _FILE
+    write_program(program, path)
+    inputs, outputs = describe(program)
+    return Artifact(path, "tflite", scheme, inputs, outputs, lengths)

@@ -1,0 +1,118 @@
+"""Fewer operators for the same numbers: what a converter leaves behind, taken out again.
+
+Each operator costs a microsecond or so, which a short text notices. Rules:
+
+1. Matrices are multiplied in four dimensions. torch multiplies in three, so that a BATCH_MATMUL
+   comes wrapped in RESHAPEs that take a leading 1 away and bring it back.
+2. A MEAN keeps its dimension, instead of dropping it for a RESHAPE to put back an operator later.
+3. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
+
+Besides, no shape then holds the length twice, so that a -1 can stand for it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from edgekit.export.tflite_graph import Graph, Operator, Tensor
+
+# Operators that work element by element, or within the last axis.
+_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX"}
+
+
+def simplify(graph: Graph) -> None:
+    """Rewrite ``graph`` in place by the rules above."""
+    links = _Links(graph)
+    for op in graph.operators:
+        if op.kernel.name == "BATCH_MATMUL":
+            _multiply_in_four(op, links)
+        elif op.kernel.name == "MEAN":
+            _keep_dimension(op, links)
+    _drop_reshapes(graph)
+
+
+class _Links:
+    """Who makes a tensor, and who reads it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.makers = {id(tensor): op for op in graph.operators for tensor in op.outputs}
+        self.readers: dict[int, list[Operator]] = {}
+        for op in graph.operators:
+            for tensor in op.inputs:
+                self.readers.setdefault(id(tensor), []).append(op)
+
+    def made_by_reshape(self, tensor: Tensor | None) -> Tensor | None:
+        """What the tensor was before the RESHAPE that made it."""
+        maker = self.makers.get(id(tensor))
+        return maker.inputs[0] if maker and maker.kernel.name == "RESHAPE" else None
+
+    def until_reshape(self, tensor: Tensor) -> list[Tensor] | None:
+        """``tensor`` and all of its shape that pointwise operators make of it, if after those
+        only RESHAPEs, or operators that widen to (1, shape), follow. None if anything else does.
+        """
+        found = [tensor]
+        for reader in self.readers.get(id(tensor), []):
+            result = reader.outputs[0]
+            if reader.kernel.name == "RESHAPE":
+                continue
+            if reader.kernel.name not in _POINTWISE or result in found:
+                return None
+            if result.shape == tensor.shape:
+                further = self.until_reshape(result)
+                if further is None:
+                    return None
+                found += further
+            elif result.shape != (1, *tensor.shape):
+                return None
+        # A tensor that nobody reads leaves the graph, and has to keep its shape.
+        return found if id(tensor) in self.readers else None
+
+
+def _multiply_in_four(op: Operator, links: _Links) -> None:
+    wide = [links.made_by_reshape(tensor) for tensor in op.inputs]
+    results = links.until_reshape(op.outputs[0])
+    if results is None:
+        return
+    for before, after in zip(wide, op.inputs, strict=True):
+        if before is None or after is None or before.shape != (1, *after.shape):
+            return
+    op.inputs = wide
+    for tensor in results:
+        tensor.shape = (1, *tensor.shape)
+
+
+def _keep_dimension(op: Operator, links: _Links) -> None:
+    state, axes = op.inputs
+    results = links.until_reshape(op.outputs[0])
+    if op.fields.builtinOptions.keepDims or results is None or state is None or axes is None:
+        return
+    kept = tuple(
+        1 if axis in axes.values().reshape(-1) % len(state.shape) else size
+        for axis, size in enumerate(state.shape)
+    )
+    reshapes = [reader for tensor in results for reader in links.readers[id(tensor)]]
+    if not all(r.outputs[0].shape == kept for r in reshapes if r.kernel.name == "RESHAPE"):
+        return
+    op.fields = copy.copy(op.fields)
+    op.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
+    op.fields.builtinOptions.keepDims = True
+    for tensor in results:
+        tensor.shape = kept
+
+
+def _drop_reshapes(graph: Graph) -> None:
+    read = {id(tensor) for op in graph.operators for tensor in op.inputs}
+    kept = {id(tensor) for tensor in graph.outputs}
+    same: dict[int, Tensor] = {}
+    operators = []
+    for op in graph.operators:
+        op.inputs = [same.get(id(tensor), tensor) for tensor in op.inputs]
+        if op.kernel.name == "RESHAPE" and id(op.outputs[0]) not in kept:
+            source, result = op.inputs[0], op.outputs[0]
+            if id(result) not in read:
+                continue
+            if source is not None and source.shape == result.shape:
+                same[id(result)] = source
+                continue
+        operators.append(op)
+    graph.operators = operators

@@ -1,0 +1,86 @@
+"""What people read after a build, a benchmark and a verification."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.budget import Budget, judge
+from edgekit.cli import render
+from edgekit.pipeline import BuildResult, BundleResult
+from edgekit.plan.propose import Plan
+from edgekit.project import read_flags, resolve
+
+RECORD: dict[str, Any] = {
+    "rows": 3080,
+    "parity": {"agreement": 0.9961},
+    "metrics": {
+        "original": {"accuracy": 0.9289, "matthews": 0.927},
+        "file": {"accuracy": 0.9283, "matthews": 0.9265},
+        "drop": 0.0006,
+    },
+    "load_seconds": 0.0213,
+    "first_run_seconds": 0.004,
+    "latency": {"p50": 0.00127, "p90": 0.0025, "samples": 900},
+    "peak_memory": 31_400_000,
+    "device": {"cpu": "A CPU", "machine": "x86_64", "threads": 2, "runtime": "LiteRT 2.3"},
+}
+
+
+def result(folder: Path, bundles: bool = True) -> BuildResult:
+    (folder / "model.tflite").write_bytes(b"x" * 1_234_000)
+    verdict = judge(
+        Budget(size=1_000_000, accuracy_drop=0.01, memory=40_000_000),
+        size=1_300_000,
+        latency=None,
+        memory=None,
+        accuracy_drop=0.0006,
+    )
+    bundle = BundleResult("android-arm64", folder, 1_300_000, {"model.tflite": RECORD}, verdict)
+    plan = Plan((), (), (), 90_000_000, None, ("eval rows were split off train.csv",))
+    return BuildResult(plan, (bundle,) if bundles else ())
+
+
+def test_a_build_shows_the_file_beside_the_original(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render.show_bundles(result(tmp_path))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "note: eval rows were split off train.csv" in lines
+    assert "android-arm64 1.3 MB to ship, 69.2x smaller" in lines
+    assert "bytes 90 MB 1.234 MB" in lines
+    assert "accuracy 92.89 % 92.83 % (-0.06 points)" in lines
+    assert "matthews 0.9270 0.9265 (-0.0005)" in lines
+    assert "agreement 99.61 %" in lines
+    assert "p50 1.27 ms" in lines
+    assert "peak memory 31.4 MB" in lines
+    assert "measured on A CPU, 2 threads, LiteRT 2.3, 3080 rows" in lines
+    assert "✗ size 1.3 MB is above the limit 1 MB" in lines
+    assert "? memory was not measured (limit 40 MB)" in lines
+    assert "✓ accuracy-drop 0.06 % is within 1.00 %" in lines
+    assert lines[-1].endswith(f"next: edgekit verify {tmp_path}")
+
+
+def test_a_dry_run_says_that_nothing_was_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render.show_bundles(result(tmp_path, bundles=False))
+    assert "nothing was built (--dry-run)" in capsys.readouterr().out
+
+
+def test_a_benchmark_has_a_column_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {**RECORD, "bytes": 1000, "peak_memory": None}
+    render.show_figures({"files": {"model.onnx": record, "model.pt": record}})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["model.onnx model.pt", "bytes 1 kB 1 kB"]
+    assert "peak memory not known not known" in lines
+
+
+def test_settings_are_echoed_with_what_set_them(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"model": "x", "target": ["web-wasm"], "budget": "size=3MB,accuracy-drop=1%"}
+    render.show_settings(resolve(None, read_flags(flags)))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "model x (flag)" in lines
+    assert "budget size 3 MB, accuracy-drop 1.00 % (flag)" in lines
+    assert "output dist (default)" in lines
+    assert not any(line.startswith("eval") for line in lines)
