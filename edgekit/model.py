@@ -355,8 +355,10 @@ def _load_module(folder: Path, task: Task, meta: bool) -> Any:
                 **settings,
             )
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{folder} cannot be loaded for {task}: {reason}") from None
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ModelError(
+                f"{folder} cannot be loaded for {task} ({reason}); save it anew"
+            ) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -465,7 +467,7 @@ def _read_tokenizer(folder: Path) -> Any:
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
+        except Exception as error:  # tokenizers raises nothing narrower
             raise ModelError(f"{path} is damaged ({error}); download it again") from None
     with _quiet():
         import transformers
@@ -475,7 +477,7 @@ def _read_tokenizer(folder: Path) -> Any:
                 folder, local_files_only=True, trust_remote_code=False
             )
             return Tokenizer.from_str(slow.backend_tokenizer.to_str())
-        except Exception as error:  # noqa: BLE001 (a conversion can fail in any way)
+        except Exception as error:  # a conversion can fail in any way
             raise ModelError(
                 f"{folder} has no tokenizer.json, and none can be made of its other files "
                 f"({str(error).strip().splitlines()[0]}); save the tokenizer with the model"

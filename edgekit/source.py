@@ -71,7 +71,9 @@ def identify(reference: str) -> Source:
         return Source(reference, "file", path, sha256(path))
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", reference):
         return Source(reference, "module", None, module_digest(*call_factory(reference)))
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", reference) and not path.parent.is_dir():
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", reference) and not (
+        path.parent.is_dir() or path.suffix in _EXPORTED
+    ):
         folder = _download(reference)
         return Source(reference, "hub", folder, _checkpoint_digest(folder))
     raise ModelError(
@@ -163,7 +165,10 @@ def call_factory(reference: str) -> "tuple[nn.Module, dict[str, Tensor]]":
         ) from None
     except AttributeError:
         raise ModelError(f"{name} has no {factory}; name a function in it") from None
-    made = function()
+    try:
+        made = function()
+    except Exception as error:  # whatever the user's code raises
+        raise ModelError(f"{reference} fails: {type(error).__name__}: {error}; mend it") from error
     if not (
         isinstance(made, tuple)
         and len(made) == 2
@@ -271,7 +276,7 @@ def _download(name: str) -> Path:
             )
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") or type(error).__name__
+        reason = str(error).removeprefix("Got: ").split(". ")[0].strip() or type(error).__name__
         raise ModelError(
             f"{name} is no folder here, and the hub does not give it ({reason}); check the name "
             "and the network"

@@ -75,9 +75,7 @@ class Workbench:
         from edgekit.model import load_model
 
         self.on_event(Event("stage-start", "load", f"loading {self.source.reference}"))
-        model = load_model(
-            self.checkpoint, task=self.settings.task, pair=self.settings.columns.text_pair is not None
-        )
+        model = load_model(self.checkpoint, task=self.settings.task, pair=self.paired)
         self.on_event(Event("stage-end", "load", model.task))
         return model
 
@@ -86,12 +84,21 @@ class Workbench:
         """The original's shapes on the meta device: what plans are made with."""
         from edgekit.model import load_model
 
-        return load_model(
-            self.checkpoint,
-            task=self.settings.task,
-            pair=self.settings.columns.text_pair is not None,
-            meta=True,
-        )
+        if not self.paired:
+            return self._single
+        return load_model(self.checkpoint, task=self.settings.task, pair=True, meta=True)
+
+    @cached_property
+    def _single(self) -> "Model":
+        """The outline of a model that reads one text: enough to know how to read the data."""
+        from edgekit.model import load_model
+
+        return load_model(self.checkpoint, task=self.settings.task, meta=True)
+
+    @property
+    def paired(self) -> bool:
+        """Whether a row holds two texts: asked for, or seen in the data."""
+        return self.settings.columns.text_pair is not None or "text_pair" in self.data.columns
 
     @cached_property
     def checkpoint(self) -> "Source":
@@ -111,8 +118,8 @@ class Workbench:
         return load_data(
             train,
             evaluation,
-            task=self.outline.task,
-            problem=self.outline.problem,
+            task=self._single.task,
+            problem=self._single.problem,
             columns=self.settings.columns,
             seed=self.settings.seed,
         )

@@ -26,11 +26,12 @@ IMAGE_FAMILIES = ("vit", "mobilenet_v2", "resnet")
 TEXT_TASKS = ("text-classification", "token-classification", "sentence-embedding")
 
 # The vocabulary knows these words, and every letter and digit by itself.
-WORDS = (
+_SENTENCE = (
     "the my a card account bank is was lost stolen new old please can you help me i want to"
     " transfer money cash from at top up how long does it take why has not arrived yet payment"
     " pending declined twice exchange rate fee pin code phone app london paris smith anna berlin"
-).split()
+)
+WORDS = _SENTENCE.split()
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",

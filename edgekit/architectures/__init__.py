@@ -79,7 +79,8 @@ class Architecture:
 
     forward: the one clean forward of a model, for all exporters (see ``blocks``).
     layers: of an encoder (the task model's ``base_model``), in the order in which they run; one
-    that runs twice is there twice. embeddings: of a family that reads text. head: from the summary token's state [B, D] to logits [B, C], for text-classification.
+    that runs twice is there twice. embeddings: of a family that reads text.
+    head: from the summary token's state [B, D] to logits [B, C], for text-classification.
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
     BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;

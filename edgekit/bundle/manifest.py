@@ -118,3 +118,7 @@ def _seal(manifest: Manifest) -> str:
 
 def _text(manifest: Manifest) -> str:
     return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("manifest.schema.json").write_text(json.dumps(schema(), indent=1) + "\n")

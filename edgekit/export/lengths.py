@@ -56,7 +56,9 @@ def _least_padding(
     end at a smaller one.
     """
     seen = [0, *itertools.accumulate(counts)]
-    ending = [(seen[i + 1] * size, (size,)) for i, size in enumerate(candidates)]
+    ending: list[tuple[int, tuple[int, ...]]] = [
+        (seen[i + 1] * size, (size,)) for i, size in enumerate(candidates)
+    ]
     best = [ending[-1]]
     for _ in range(1, min(at_most, len(candidates))):
         ending = [

@@ -61,7 +61,9 @@ def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
         before = proto.ByteSize()
         proto = _apply(proto, scheme)
         if proto.ByteSize() >= before:
-            raise ModelError(f"{source} holds no weights that {scheme} makes smaller; ship it as is")
+            raise ModelError(
+                f"{source} holds no weights that {scheme} makes smaller; ship it as is"
+            )
     return _write(proto, out / _FILE, scheme)
 
 
@@ -69,7 +71,12 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     import torch
 
     from edgekit import __version__
-    from edgekit.export.tracing import example_inputs, output_name, quiet_tracing
+    from edgekit.export.tracing import (
+        example_inputs,
+        output_name,
+        quiet_tracing,
+        root_cause,
+    )
 
     with quiet_tracing():
         example = example_inputs(model, forward)
@@ -84,9 +91,9 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
                 verbose=False,
             )
         except Exception as error:  # the module's own code runs here, and may raise anything
-            reason = str(error).strip().splitlines()[0][:160]
             raise ExportError(
-                f"torch cannot write this model as ONNX ({reason}); try --format torchscript"
+                f"torch cannot write this model as ONNX ({root_cause(error)}); "
+                "try --format torchscript"
             ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
@@ -157,7 +164,7 @@ def _name_weights(graph: "onnx.GraphProto", forward: "nn.Module") -> None:
     """Call the matrices that torch transposed (``val_44``) as the model calls them."""
     taken = {tensor.name for tensor in graph.initializer}
     known = {
-        hashlib.sha256(np.ascontiguousarray(parameter.detach().numpy().T)).digest(): name
+        hashlib.sha256(parameter.detach().numpy().T.tobytes()).digest(): name
         for name, parameter in forward.named_parameters()
         if parameter.ndim == 2 and name not in taken
     }

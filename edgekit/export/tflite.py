@@ -111,10 +111,11 @@ def _graphs(
 ) -> dict[int, Graph]:
     """The model's graphs by their length, 0 for one that serves any (or has none)."""
     forward = export_forward(model, decomposed_norm=True)
+    weights = dict(forward.named_buffers()) | dict(model.module.named_parameters())
 
     def converted(length: int) -> Graph:
         graph = convert(forward, _samples(model, length), scratch / f"{length}.tflite")
-        name_tensors(graph, forward)
+        name_tensors(graph, weights)
         return graph
 
     if not isinstance(model.preprocessor, TextPreprocessor):

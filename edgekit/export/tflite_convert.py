@@ -6,11 +6,12 @@ import contextlib
 import mmap
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.tflite_graph import Graph, read_program
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Below this many bytes a constant is no weight, and may equal another by chance.
+# A constant of fewer bytes is no weight, and may equal another by chance.
 _NAMED = 64
 
 
@@ -56,30 +57,30 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...], path: Path) -
     return graph
 
 
-def name_tensors(graph: Graph, forward: nn.Module) -> None:
-    """Call weights as ``forward`` calls them, and all else by its operator and place.
+def name_tensors(graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:
+    """Call weights by their names, and all else by its operator and place.
 
     The converter's names are long, and change with the length.
     """
     known = {
         _fingerprint(tensor.detach().numpy()): name
-        for name, tensor in (*forward.named_buffers(), *forward.named_parameters())
+        for name, tensor in weights.items()
         if tensor.nbytes >= _NAMED
     }
     for number, tensor in enumerate(graph.inputs):
         tensor.name = f"input_{number}"
     for number, op in enumerate(graph.operators):
         place = f"{op.kernel.name.lower()}_{number}"
-        for tensor in op.inputs:
-            if tensor is not None and tensor.data is not None:
-                key = _fingerprint(tensor.data) if tensor.data.nbytes >= _NAMED else None
-                tensor.name = known.get(key, f"{place}.constant")
-        for tensor in op.outputs:
-            tensor.name = place
+        for read in op.inputs:
+            if read is not None and read.data is not None:
+                read.name = known.get(_fingerprint(read.data), f"{place}.constant")
+        for made in op.outputs:
+            made.name = place
 
 
-def _fingerprint(values: np.ndarray) -> tuple[int, int]:
-    return values.nbytes, zlib.crc32(np.ascontiguousarray(values).view(np.uint8))
+def _fingerprint(values: npt.NDArray[Any]) -> tuple[int, int]:
+    """Tells weights apart: their size and checksum."""
+    return values.nbytes, zlib.crc32(np.ascontiguousarray(values).data.cast("B"))
 
 
 @contextlib.contextmanager

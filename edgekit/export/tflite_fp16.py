@@ -14,8 +14,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgekit.export.tflite_graph import Graph, Operator, Program, Tensor, constant, operator
-from edgekit.export.tflite_graph import type_name
+from edgekit.export.tflite_graph import (
+    Graph,
+    Operator,
+    Program,
+    Tensor,
+    constant,
+    operator,
+    type_name,
+)
 
 _LARGEST = float(np.finfo(np.float16).max)
 _DEQUANTIZE_FLOAT16 = 3  # the operator's version

@@ -17,6 +17,7 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _MARK = b"TFL3"
 _VERSION = 3
 _ALIGNMENT = 16
 _LARGEST = 2**31 - 1
+_AXES = {0: "batch", 1: "length"}
 _ABSENT = -1  # how an operator says that an optional input is left out
 
 
@@ -167,7 +169,8 @@ def describe(program: Program) -> tuple[tuple[Described, ...], tuple[Described, 
     """What goes in and comes out: by name, dtype and shape.
 
     Named by the signatures, or by the graph where there are none. A dimension that varies, from
-    run to run or from signature to signature, is ``length``.
+    run to run or from signature to signature, has a name: ``batch`` is the first, ``length`` the
+    second.
     """
     ways = [(s.inputs, s.outputs) for s in program.signatures]
     if not ways:
@@ -187,7 +190,7 @@ def _described(name: str, tensors: list[Tensor]) -> Described:
     dims: list[int | str] = []
     for axis, size in enumerate(tensors[0].shape):
         fixed = all(t.shape[axis : axis + 1] == (size,) and not _varies(t, axis) for t in tensors)
-        dims.append(size if fixed else "length")
+        dims.append(size if fixed else _AXES.get(axis, f"axis {axis}"))
     return Described(name, type_name(tensors[0].type), tuple(dims))
 
 
@@ -199,7 +202,7 @@ def _varies(tensor: Tensor, axis: int) -> bool:
 # Reading
 
 
-def read_program(content: bytes | bytearray, source: str) -> Program:
+def read_program(content: bytes | mmap, source: str) -> Program:
     """What a TFLite file holds; constants are views of ``content``.
 
     Raises ModelError, naming ``source``, for anything but a whole and sound TFLite file. The work
@@ -220,7 +223,7 @@ class _Reader:
     spends at least a byte on each, and tables that repeat one another without end run dry.
     """
 
-    def __init__(self, content: bytes | bytearray, source: str) -> None:
+    def __init__(self, content: bytes | mmap, source: str) -> None:
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema = schema
@@ -404,7 +407,7 @@ class _Buffers:
         if data is None or data.size == 0:
             return 0
         if id(data) not in self._seen:
-            key = (data.size, hashlib.sha256(memoryview(data)).digest())
+            key = (data.size, hashlib.sha256(data.data).digest())
             if key not in self._numbers:
                 self._numbers[key] = len(self.stored)
                 self.stored.append(_Buffer(data))

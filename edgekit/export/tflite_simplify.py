@@ -5,14 +5,17 @@ Each operator costs a microsecond or so, which a short text notices. Rules:
 1. Matrices are multiplied in four dimensions. torch multiplies in three, so that a BATCH_MATMUL
    comes wrapped in RESHAPEs that take a leading 1 away and bring it back.
 2. A MEAN keeps its dimension, instead of dropping it for a RESHAPE to put back an operator later.
-3. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
+3. A constant to add or multiply by has no leading 1s: they are understood.
+4. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
 
-Besides, no shape then holds the length twice, so that a -1 can stand for it.
+Besides, no shape then holds the length twice, so that a -1 can stand for it, and graphs for
+different lengths differ in nothing else.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 
 from edgekit.export.tflite_graph import Graph, Operator, Tensor
 
@@ -28,6 +31,8 @@ def simplify(graph: Graph) -> None:
             _multiply_in_four(op, links)
         elif op.kernel.name == "MEAN":
             _keep_dimension(op, links)
+        elif op.kernel.name in _POINTWISE:
+            op.inputs = [_without_ones(tensor, op) for tensor in op.inputs]
     _drop_reshapes(graph)
 
 
@@ -98,6 +103,16 @@ def _keep_dimension(op: Operator, links: _Links) -> None:
     op.fields.builtinOptions.keepDims = True
     for tensor in results:
         tensor.shape = kept
+
+
+def _without_ones(tensor: Tensor | None, op: Operator) -> Tensor | None:
+    if tensor is None or tensor.data is None or tensor.shape[:1] != (1,):
+        return tensor
+    others = [len(other.shape) for other in op.inputs if other not in (None, tensor)]
+    if len(tensor.shape) > max(others, default=0):
+        return tensor
+    shape = tuple(itertools.dropwhile(lambda size: size == 1, tensor.shape))
+    return Tensor(tensor.name, tensor.type, shape, tensor.data, tensor.fields)
 
 
 def _drop_reshapes(graph: Graph) -> None:

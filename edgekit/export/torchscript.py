@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Scheme, Tensor
 from edgekit.errors import ExportError
-from edgekit.export.tracing import Example, example_inputs, output_name, quiet_tracing
+from edgekit.export.tracing import (
+    Example,
+    example_inputs,
+    output_name,
+    quiet_tracing,
+    root_cause,
+)
+from edgekit.inspect.torchscript import SIGNATURE
 from edgekit.model import Model, export_forward
 
 if TYPE_CHECKING:
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch._C import Graph
 
-SIGNATURE = "extra/edgekit.json"
 _FILE = "model.pt"
 _DEBUG = ".debug_pkl"
 # Records that torch's writer adds by itself.
@@ -60,7 +66,8 @@ def export_torchscript(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
         path = out / _FILE
         out.mkdir(parents=True, exist_ok=True)
         described = {"inputs": list(map(vars, inputs)), "outputs": list(map(vars, outputs))}
-        _write(function.save_to_buffer(), path, {SIGNATURE: json.dumps(described).encode()})
+        record = {SIGNATURE.removeprefix("extra/"): json.dumps(described)}
+        _write(function.save_to_buffer(_extra_files=record), path)
     return Artifact(path, "torchscript", scheme, inputs, outputs)
 
 
@@ -69,11 +76,12 @@ def _trace(forward: "nn.Module", example: Example) -> "torch.jit.ScriptModule":
     import torch
 
     try:
-        traced = torch.jit.freeze(torch.jit.trace(forward, example.tensors, check_trace=False))
+        traced: torch.jit.ScriptModule = torch.jit.freeze(
+            torch.jit.trace(forward, example.tensors, check_trace=False)
+        )
     except Exception as error:  # the module's own code runs here, and may raise anything
-        reason = str(error).strip().splitlines()[0][:160]
         raise ExportError(
-            f"torch cannot trace this model ({reason}); try --format onnx"
+            f"torch cannot trace this model ({root_cause(error)}); try --format onnx"
         ) from error
     other = [tensor[:1] if "batch" in example.dimensions else tensor for tensor in example.tensors]
     if "length" in example.dimensions:
@@ -133,22 +141,19 @@ def _described(name: str, tensor: "torch.Tensor", names: tuple[str, ...]) -> Ten
     return Tensor(name, str(tensor.dtype).removeprefix("torch."), shape)
 
 
-def _write(archive: bytes, path: Path, extra: dict[str, bytes]) -> None:
-    """Copy an archive's records without those that rule 2 forbids, and add ``extra``."""
+def _write(archive: bytes, path: Path) -> None:
+    """Copy an archive's records, without those that rule 2 forbids."""
     import io
 
     import torch
 
-    reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
-    writer = torch._C.PyTorchFileWriter(str(path))
-    # The version decides how old operators are read; the writer would say the oldest.
+    reader: Any = torch._C.PyTorchFileReader(io.BytesIO(archive))
+    writer: Any = torch._C.PyTorchFileWriter(str(path))
+    # The version decides how old operators are read; by itself the writer says the oldest.
     place = next(name for name in _VERSION if reader.has_record(name))
     writer.set_min_version(int(reader.get_record(place)))
-    records = {
-        name: reader.get_record(name)
-        for name in reader.get_all_records()
-        if not name.endswith(_DEBUG) and name not in _OWN_RECORDS
-    }
-    for name, content in (records | extra).items():
-        writer.write_record(name, content, len(content))
+    for name in reader.get_all_records():
+        if not name.endswith(_DEBUG) and name not in _OWN_RECORDS:
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
     writer.write_end_of_file()

@@ -75,3 +75,11 @@ def quiet_tracing() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong first, in one line: torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or "no reason given"
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}"

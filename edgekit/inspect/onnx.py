@@ -68,7 +68,9 @@ def _files_beside(model: "onnx.ModelProto", path: Path) -> Iterator[Path]:
     for place in sorted({entry.value for entry in entries if entry.key == "location"}):
         file = (folder / place).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
-            raise ModelError(f"{path} keeps weights in {place}, which is not beside it; move it there")
+            raise ModelError(
+                f"{path} keeps weights in {place}, which is not beside it; move it there"
+            )
         yield file
 
 
@@ -126,9 +128,7 @@ def _constant(node: "onnx.NodeProto") -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, tensor: "onnx.TensorProto") -> StoredTensor:
-    return StoredTensor(
-        name, _dtype_name(tensor.data_type), tuple(tensor.dims), _bytes_of(tensor)
-    )
+    return StoredTensor(name, _dtype_name(tensor.data_type), tuple(tensor.dims), _bytes_of(tensor))
 
 
 def _bytes_of(tensor: "onnx.TensorProto") -> int:
@@ -145,7 +145,7 @@ def _bytes_of(tensor: "onnx.TensorProto") -> int:
 def _dtype_name(data_type: int) -> str:
     import onnx
 
-    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    name: str = onnx.TensorProto.DataType.Name(data_type).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

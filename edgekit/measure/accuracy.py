@@ -208,43 +208,32 @@ def _tagged(
 
 
 def _class_scores(answers: Array, truth: Array) -> dict[str, float]:
-    """Matthews in the form for many classes: Gorodkin, Comparing two K-category assignments by a
-    K-category correlation coefficient, 2004; 0 where all answers or all labels are one class."""
-    n = len(truth)
-    classes, numbers = np.unique(np.concatenate([truth, answers]), return_inverse=True)
-    count = np.zeros((len(classes), len(classes)))
-    np.add.at(count, (numbers[:n], numbers[n:]), 1)
-    right, true, given = np.diag(count), count.sum(axis=1), count.sum(axis=0)
-    size = math.sqrt((n**2 - true @ true) * (n**2 - given @ given))
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     return {
-        "accuracy": float(right.sum() / n),
-        "macro_f1": float((2 * right / (true + given)).mean()),
-        "matthews": float((n * right.sum() - true @ given) / size) if size else 0.0,
+        "accuracy": float(accuracy_score(truth, answers)),
+        "macro_f1": float(f1_score(truth, answers, average="macro")),
+        "matthews": float(matthews_corrcoef(truth, answers)),
     }
 
 
 def _label_set_scores(answers: Array, truth: Array) -> dict[str, float]:
     """A label that neither occurs nor is predicted has an F1 of 0, and counts in macro F1."""
-    right = (truth * answers).sum(axis=0)
-    both = (truth + answers).sum(axis=0)
+    from sklearn.metrics import f1_score
+
     return {
-        "micro_f1": float(2 * right.sum() / max(both.sum(), 1)),
-        "macro_f1": float((2 * right / np.maximum(both, 1)).mean()),
+        f"{average}_f1": float(f1_score(truth, answers, average=average, zero_division=0))
+        for average in ("micro", "macro")
     }
 
 
 def _correlations(values: Array, truth: Array) -> dict[str, float]:
     """Zero where either side is constant or not finite: such answers explain nothing."""
+    from scipy.stats import pearsonr, spearmanr
+
     if not np.isfinite(values).all() or np.ptp(values) == 0 or np.ptp(truth) == 0:
         return {"spearman": 0.0, "pearson": 0.0}
     return {
-        "spearman": float(np.corrcoef(_ranks(values), _ranks(truth))[0, 1]),
-        "pearson": float(np.corrcoef(values, truth)[0, 1]),
+        "spearman": float(spearmanr(values, truth).statistic),
+        "pearson": float(pearsonr(values, truth).statistic),
     }
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Array = (counts.cumsum() - (counts - 1) / 2)[numbers]
-    return ranks

@@ -1,0 +1,34 @@
+"""Predicted bytes against the bytes of real files."""
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.artifact import Format, Scheme
+from edgekit.export import export_artifact
+from edgekit.model import identify, load_model
+from edgekit.plan.predict import predicted_bytes, weight_bytes
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "fp16"])
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+def test_prediction_is_within_one_percent(tmp_path: Path, format: Format, scheme: Scheme) -> None:
+    """A model of a few megabytes: the graph around the weights no longer decides."""
+    checkpoint = tiny_checkpoint(
+        tmp_path / "checkpoint", "bert", hidden_size=256, intermediate_size=1024, num_hidden_layers=4
+    )
+    source = identify(str(checkpoint))
+    lengths = (16, 64)
+    predicted = predicted_bytes(load_model(source, meta=True), format, scheme, lengths)
+    written = export_artifact(load_model(source), tmp_path, format, scheme, lengths)
+    assert predicted == pytest.approx(written.bytes, rel=0.01)
+
+
+def test_weight_bytes_count_each_parameter_once(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    checkpoint = tiny_checkpoint(tmp_path, "distilbert")
+    with safe_open(checkpoint / "model.safetensors", "np") as file:
+        stored = sum(file.get_tensor(name).nbytes for name in file.keys())
+    assert weight_bytes(load_model(identify(str(checkpoint)), meta=True)) == stored
