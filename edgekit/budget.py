@@ -1,5 +1,6 @@
 """Limits, and whether a bundle keeps them: pass, fail or inconclusive, with the reason for each."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ _PARSERS = {
     "memory": units.parse_bytes,
     "accuracy-drop": units.parse_fraction,
 }
-_FORMATS = {
+_FORMATS: dict[str, Callable[[float], str]] = {
     "size": lambda value: units.format_bytes(int(value)),
     "latency": units.format_seconds,
     "memory": lambda value: units.format_bytes(int(value)),
@@ -82,15 +83,10 @@ def parse_budget(text: str) -> Budget:
             name, value = "size", part
         name = name.strip()
         if name not in _PARSERS:
-            raise UsageError(
-                f"--budget: unknown limit '{name}'; the limits are {', '.join(_PARSERS)}"
-            )
+            raise UsageError(f"unknown limit '{name}'; the limits are {', '.join(_PARSERS)}")
         if name in limits:
-            raise UsageError(f"--budget: '{name}' is given twice")
-        try:
-            limits[name] = _PARSERS[name](value)
-        except UsageError as error:
-            raise UsageError(f"--budget: {error}") from None
+            raise UsageError(f"the limit '{name}' is given twice")
+        limits[name] = _PARSERS[name](value)
     return Budget(**{name.replace("-", "_"): value for name, value in limits.items()})  # type: ignore[arg-type]
 
 

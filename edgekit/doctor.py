@@ -152,7 +152,7 @@ def _memory() -> Finding:
 def _processor() -> Iterator[Finding]:
     from edgekit.devices.agent import fingerprint
 
-    found = fingerprint({"threads": 0}, "")  # type: ignore[no-untyped-call]
+    found = fingerprint({"threads": 0}, "")
     model = found["cpu"] or found["machine"]
     yield Finding("Processor", "model", "ok", f"{model}, {found['cores']} cores")
     arm = found["machine"] in ("aarch64", "arm64")

@@ -153,8 +153,10 @@ def load_model(
     )
     if not described.reads_text:
         return replace(model, preprocessor=_image_preprocessor(folder, fields))
-    pair = pair or "token_type_ids" in record.get("inputs", ())
-    return replace(model, preprocessor=_text_preprocessor(folder, model, pair))
+    made = _text_preprocessor(folder, model, pair)
+    if "inputs" in record:
+        made = replace(made, inputs=tuple(record["inputs"]))
+    return replace(model, preprocessor=made)
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -172,6 +174,7 @@ def save_model(model: Model, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(model.preprocessor.tokenizer_json, "utf-8")
         settings = {
             "model_max_length": model.preprocessor.max_length,
+            "model_input_names": model.preprocessor.inputs,
             "pad_token": _token(model.preprocessor, model.preprocessor.pad_id),
         }
         _write_json(folder / "tokenizer_config.json", settings)
@@ -195,27 +198,26 @@ def reference_outputs(model: Model, encoded: Encoded) -> Array:
         order = np.argsort(encoded.lengths, kind="stable")
         edges = np.flatnonzero(np.diff(encoded.lengths[order])) + 1
         batches = (b for same in np.split(order, edges) for b in _batches(same, _BATCH))
-    outputs: Array | None = None
+    # By row: [C] or [D], and for token-classification [L, C].
+    answers: dict[int, Array] = {}
     with torch.inference_mode():
         for rows in batches:
             part = encoded.rows(rows)
-            length = None if part.lengths is None else int(part.lengths[0])
+            end = None if part.lengths is None else int(part.lengths[0])
             inputs = {
-                name: torch.from_numpy(array if length is None else array[:, :length])
+                name: torch.from_numpy(array if end is None else array[:, :end])
                 for name, array in part.arrays.items()
             }
-            answers = _original_forward(model, inputs).float().numpy()
-            if outputs is None:
-                longest = next(iter(encoded.arrays.values())).shape[1]
-                shape = (longest, answers.shape[2]) if answers.ndim == 3 else answers.shape[1:]
-                if model.task != "token-classification":
-                    shape = answers.shape[1:]
-                outputs = np.zeros((len(encoded), *shape), np.float32)
-            if model.task == "token-classification":
-                outputs[rows, : answers.shape[1]] = answers
-            else:
-                outputs[rows] = answers
-    return np.zeros((0, 0), np.float32) if outputs is None else outputs
+            outputs = _original_forward(model, inputs).float().numpy()
+            answers |= zip(rows.tolist(), outputs, strict=True)
+    if not answers:
+        return np.zeros((0, len(model.labels)), np.float32)
+    if model.task != "token-classification":
+        return np.stack([answers[row] for row in range(len(encoded))])
+    padded = np.zeros((*encoded.arrays["input_ids"].shape, len(model.labels)), np.float32)
+    for row, logits in answers.items():
+        padded[row, : len(logits)] = logits
+    return padded
 
 
 def export_forward(model: Model, *, decomposed_norm: bool = False) -> "nn.Module":
@@ -333,32 +335,31 @@ def _load_module(folder: Path, task: Task, meta: bool) -> Any:
         import torch
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
         auto = getattr(transformers, _CLASSES[task])
-        settings: dict[str, Any] = {"attn_implementation": "eager"}
-        if task == "sentence-embedding" and _has_pooler(auto, config):
-            settings["add_pooling_layer"] = False
-        if meta:
-            with torch.device("meta"):
-                return auto.from_config(config, dtype=torch.float32, **settings).eval()
+        read: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        made: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
         try:
+            config = transformers.AutoConfig.from_pretrained(folder, **read)
+            if task == "sentence-embedding" and _has_pooler(auto, config):
+                made["add_pooling_layer"] = False
+            if meta:
+                with torch.device("meta"):
+                    outline = auto.from_config(config, **made)
+                # XLNet makes some of its parameters on the CPU whatever the device.
+                return outline.to("meta").eval()
             module, report = auto.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,
                 use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
                 output_loading_info=True,
-                **settings,
+                **read,
+                **made,
             )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers raises many kinds
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ModelError(
                 f"{folder} cannot be loaded for {task} ({reason}); save it anew"
-            ) from None
+            ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -404,7 +405,7 @@ def _problem(config: Any, task: Task) -> Problem | None:
 def _labels(config: Any, task: Task) -> tuple[str, ...]:
     if task == "sentence-embedding" or _problem(config, task) == "regression":
         return ()
-    return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return tuple(str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels))
 
 
 def _image_preprocessor(folder: Path, fields: dict[str, Any]) -> ImagePreprocessor:
@@ -432,31 +433,44 @@ def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocess
             f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens and the word table "
             f"has {rows} rows; save the tokenizer and the model together"
         )
-    limits = [fields.get("model_max_length") or _LONGEST]
+    limits = [fields.get("model_max_length") or _LONGEST, _LONGEST]
     if embeddings.positions is not None:
-        limits.append(embeddings.positions.weight.shape[0] - embeddings.first_position)
-    else:
-        limits.append(_LONGEST)
+        limits[1] = embeddings.positions.weight.shape[0] - embeddings.first_position
     if model.task == "sentence-embedding" and (folder / "sentence_bert_config.json").is_file():
-        wanted = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-        limits.append(wanted or limits[0])
-    pair_types = described.token_types == "pairs" and pair and embeddings.types is not None
-    apart = model.task == "sentence-embedding"
-    if pair_types and (apart or embeddings.types.weight.shape[0] < 2):  # type: ignore[union-attr]
-        pair_types = False
-    read_types = described.token_types == "always" or pair_types
+        limits.append(
+            read_json(folder / "sentence_bert_config.json").get("max_seq_length") or limits[0]
+        )
     pad = fields.get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     pad_id = tokenizer.token_to_id(pad) if pad else getattr(model.module.config, "pad_token_id", 0)
+    apart = model.task == "sentence-embedding"
+    types = _reads_types(model, fields, pair and not apart)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return TextPreprocessor(
         tokenizer_json=tokenizer.to_str(),
         max_length=int(min(limits)),
         pad_id=pad_id or 0,
-        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if read_types else ())),
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
         pairs_apart=apart,
     )
+
+
+def _reads_types(model: Model, settings: dict[str, Any], pair: bool) -> bool:
+    """Whether the model's rows have token types that differ, as it was trained."""
+    described = model.architecture
+    config: Any = model.module.config
+    assert described is not None
+    if described.token_types == "never" or getattr(config, "type_vocab_size", 2) < 2:
+        return False
+    names = settings.get("model_input_names")
+    if names is not None:
+        made = "token_type_ids" in names
+    else:
+        version = str(config.transformers_version or "").partition(".")[0]
+        last = described.types_until
+        made = last is None or not version.isdecimal() or int(version) <= last
+    return made and (pair or described.token_types == "always")
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from edgekit.plan.propose import Plan
 from edgekit.project import Settings
 from edgekit.store import Store
 from edgekit.target import Target, load_target
+from edgekit.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def build(
 
 
 def _finish(
-    work: stages.Workbench,
+    work: Workbench,
     plan: Plan,
     compressed: stages.Compressed,
     target: Target,

@@ -249,9 +249,7 @@ def _project(
         try:
             read[name] = parse(value) if parse else value
         except EdgekitError as problem:
-            # parse_budget names its flag; ``where`` already does.
-            said = str(problem).removeprefix("--budget: ")
-            raise error(f"{where(key)}: {said}") from None
+            raise error(f"{where(key)}: {problem}") from None
     return Project(**read)
 
 

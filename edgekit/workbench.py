@@ -180,10 +180,11 @@ def _pictures(preprocessor: ImagePreprocessor, count: int = 8) -> np.ndarray[Any
     height, width = preprocessor.height, preprocessor.width
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     channels = [
-        [np.sin((k + 2) * (x * np.cos(k) + y * np.sin(k)) * 3 + c) for c in range(preprocessor.channels)]
+        [
+            np.sin((k + 2) * (x * np.cos(k) + y * np.sin(k)) * 3 + c)
+            for c in range(preprocessor.channels)
+        ]
         for k in range(count)
     ]
     waves = np.asarray(channels).transpose(0, 2, 3, 1)
     return np.clip((waves + 1) * 127.5, 0, 255).astype(np.uint8)
-
-

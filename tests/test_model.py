@@ -25,6 +25,9 @@ from edgekit.model import (
 from edgekit.preprocess import Encoded
 from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, tiny_checkpoint, tiny_texts
 
+# On a busy machine threads wait for each other longer than these tiny products take.
+torch.set_num_threads(1)
+
 FACTORY = """
 import torch
 from torch import nn
@@ -406,6 +409,9 @@ def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -
         ({"position_embedding_type": "relative_key"}, None, "relative_key positions"),
         ({"is_decoder": True}, None, "decoder"),
         ({"hidden_size": 32}, None, "cannot be loaded"),
+        ({"num_attention_heads": 5}, None, "cannot be loaded"),
+        ({"hidden_size": "wide"}, None, "cannot be loaded"),
+        ({"hidden_act": "banana"}, None, "cannot be loaded"),
         ({"num_hidden_layers": 3}, None, "lacks bert.encoder.layer.2.*15 more"),
     ],
 )

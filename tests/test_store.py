@@ -88,7 +88,7 @@ def test_a_build_killed_half_way_resumes_and_clears_the_rest(tmp_path: Path) -> 
 
 def _count(cache: str, log: str) -> None:
     def produce(folder: Path) -> None:
-        with open(log, "a") as stream:
+        with Path(log).open("a") as stream:
             stream.write("made\n")
         time.sleep(0.3)
         (folder / "out.txt").write_text("whole")

@@ -32,6 +32,7 @@ _SENTENCE = (
     " pending declined twice exchange rate fee pin code phone app london paris smith anna berlin"
 )
 WORDS = _SENTENCE.split()
+_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -122,11 +123,13 @@ def tiny_tokenizer(family: str, max_length: int = 64) -> Any:
 
     build = {"roberta": _bpe, "xlm-roberta": _unigram, "albert": _unigram, "xlnet": _unigram}
     tokenizer, special = build.get(family, _wordpiece)(family)
+    names = {"model_input_names": _INPUTS} if family in ("bert", "electra", "mobilebert") else {}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
         padding_side="left" if family == "xlnet" else "right",
         **special,
+        **names,
     )
 
 

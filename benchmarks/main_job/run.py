@@ -129,7 +129,7 @@ def _builds(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "predicted_bytes": manifest.models[0].predicted_bytes,
             "file_bytes": next(e.bytes for e in manifest.files if e.role == "model"),
             "metrics": proof["metrics"],
-            "agreement": proof["parity"]["agreement"],
+            "agreement": proof["agreement"],
             "lineage": manifest.model.lineage,
             "lengths": manifest.models[0].lengths,
         }
@@ -166,12 +166,23 @@ def _other_tool(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     started = time.perf_counter()
     quiet = {"check": True, "capture_output": True}
     subprocess.run(
-        [tool, "export", "onnx", "-m", str(checkpoint), "--task", "text-classification", str(float_folder)],
+        [
+            tool,
+            "export",
+            "onnx",
+            "-m",
+            str(checkpoint),
+            "--task",
+            "text-classification",
+            str(float_folder),
+        ],
         **quiet,
     )
     subprocess.run(
-        [tool, "onnxruntime", "quantize", "--onnx_model", str(float_folder), "--per_channel"]
-        + ["--avx512_vnni", "-o", str(folder)],
+        [
+            *(tool, "onnxruntime", "quantize", "--onnx_model", str(float_folder)),
+            *("--per_channel", "--avx512_vnni", "-o", str(folder)),
+        ],
         **quiet,
     )
     return {
@@ -192,7 +203,12 @@ def _compare(
     """Alternating processes over the same rows; ratios round by round."""
     columns = Columns(options.text, None, options.label)
     data = load_data(
-        train, evaluation, task="text-classification", problem="single-label", columns=columns, seed=0
+        train,
+        evaluation,
+        task="text-classification",
+        problem="single-label",
+        columns=columns,
+        seed=0,
     )
     assert data.eval is not None
     rows = data.eval.take(range(0, len(data.eval), max(1, len(data.eval) // 300)))

@@ -82,6 +82,8 @@ class Architecture:
     that runs twice is there twice. embeddings: of a family that reads text.
     head: from the summary token's state [B, D] to logits [B, C], for text-classification.
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
+    types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
+    of a later one was trained without.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
     BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;
     -100 leaves room for models with larger scores. Far below, static int8 suffers: its range
@@ -93,6 +95,7 @@ class Architecture:
     layers: Callable[[Any], tuple[Layer, ...]] | None = None
     head: "Callable[[Any, Tensor], Tensor] | None" = None
     token_types: Literal["never", "pairs", "always"] = "never"
+    types_until: int | None = None
     masked_score: float = -100.0
 
     @property
@@ -140,7 +143,7 @@ def architecture(family: str) -> Architecture:
 
 def check_family(family: object, source: str) -> None:
     """Raise ModelError, with the nearest name, unless we know the family. Imports nothing."""
-    if family in _FILES:
+    if isinstance(family, str) and family in _FILES:
         return
     near = difflib.get_close_matches(str(family), _FILES, n=1)
     raise ModelError(

@@ -43,5 +43,10 @@ def _head(module: Any, state: Tensor) -> Tensor:
 
 
 ARCHITECTURE = Architecture(
-    forward=text_forward, embeddings=_embeddings, layers=_layers, head=_head, token_types="pairs"
+    forward=text_forward,
+    embeddings=_embeddings,
+    layers=_layers,
+    head=_head,
+    token_types="pairs",
+    types_until=4,
 )

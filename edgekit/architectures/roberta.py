@@ -20,10 +20,7 @@ def _head(module: Any, state: Tensor) -> Tensor:
     return logits
 
 
+# There is a type table, but the tokenizers make one type only.
 ARCHITECTURE = Architecture(
-    forward=text_forward,
-    embeddings=_embeddings,
-    layers=bert.layers,
-    head=_head,
-    token_types="pairs",
+    forward=text_forward, embeddings=_embeddings, layers=bert.layers, head=_head
 )

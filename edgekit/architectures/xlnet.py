@@ -2,7 +2,8 @@
 
 Attention knows the distance between tokens and whether they are of the same segment, nothing
 absolute; so padding may stand on the right although XLNet's tokenizers put it on the left. The
-summary token is the last one, and it is a segment of its own: token types are always read.
+summary token is the last one, and a segment of its own: a checkpoint that was trained with token
+types reads them for single texts, too.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def _head(module: Any, state: Tensor) -> Tensor:
 
 
 class XlnetEncoder(nn.Module):
-    """Ids, mask and types [B, L] to states [B, L, D]; [B, 1, D] for the last token alone."""
+    """Ids [B, L] to states [B, L, D]; [B, 1, D] when only the last token's is wanted."""
 
     def __init__(self, model: "Model", decomposed_norm: bool) -> None:
         super().__init__()
@@ -94,11 +95,13 @@ class XlnetEncoder(nn.Module):
         self.distances: Tensor
         self.register_buffer("distances", distances, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, types: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None) -> Tensor:
         length = input_ids.shape[1]
         states: Tensor = self.words(input_ids)
         bias = mask_bias(attention_mask, states.dtype, ARCHITECTURE.masked_score)
-        other_segment = (types[:, :, None] != types[:, None, :]).to(states.dtype)[:, None]
+        other_segment = None
+        if types is not None:
+            other_segment = (types[:, :, None] != types[:, None, :]).to(states.dtype)[:, None]
         distances = self.distances[None, self.longest - length : self.longest + length]
         last = attention_mask - F.pad(attention_mask[:, 1:], (0, 1))
         pick = last.to(states.dtype)[:, None, :]  # [B, 1, L], one at the last token
@@ -119,7 +122,7 @@ def _attend(
     attention: Any,
     states: Tensor,
     distance_key: Tensor,
-    other_segment: Tensor,
+    other_segment: Tensor | None,
     bias: Tensor,
 ) -> Tensor:
     """Scores by content, distance and segment: section 2.3 of the paper.
@@ -133,11 +136,13 @@ def _attend(
     distance_key = split_heads(distance_key, width).permute(0, 2, 3, 1)
     by_content = torch.matmul((query + attention.r_w_bias).transpose(1, 2), key)
     by_distance = torch.matmul((query + attention.r_r_bias).transpose(1, 2), distance_key)
-    # The score of the same segment would be equal for all keys of a query, and softmax does
-    # not see that: only the difference counts.
-    difference = (attention.seg_embed[1] - attention.seg_embed[0])[:, :, None]  # [H, width, 1]
-    by_segment = torch.matmul((query + attention.r_s_bias).transpose(1, 2), difference)
-    scores = by_content + shift(by_distance) + by_segment * other_segment
+    scores = by_content + shift(by_distance)
+    if other_segment is not None:
+        # The score of the same segment would be equal for all keys of a query, and softmax
+        # does not see that: only the difference counts.
+        difference = (attention.seg_embed[1] - attention.seg_embed[0])[:, :, None]
+        by_segment = torch.matmul((query + attention.r_s_bias).transpose(1, 2), difference)
+        scores = scores + by_segment * other_segment
     weights = torch.softmax(scores * width**-0.5 + bias, dim=-1)
     context: Tensor = torch.matmul(weights, value).transpose(1, 2).flatten(2)
     return context
@@ -177,5 +182,10 @@ def _forward(model: "Model", decomposed_norm: bool) -> nn.Module:
 
 
 ARCHITECTURE = Architecture(
-    forward=_forward, embeddings=_embeddings, layers=_layers, head=_head, token_types="always"
+    forward=_forward,
+    embeddings=_embeddings,
+    layers=_layers,
+    head=_head,
+    token_types="always",
+    types_until=4,
 )

@@ -28,7 +28,9 @@ def read_golden(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return content
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder / FILE} cannot be read ({error}); build the bundle again") from None
+        raise BundleError(
+            f"{folder / FILE} cannot be read ({error}); build the bundle again"
+        ) from None
 
 
 def golden_inputs(content: Mapping[str, Any], artifact: Artifact) -> Encoded:

@@ -121,4 +121,6 @@ def _text(manifest: Manifest) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("manifest.schema.json").write_text(json.dumps(schema(), indent=1) + "\n")
+    Path(__file__).with_name("manifest.schema.json").write_text(
+        json.dumps(schema(), indent=1) + "\n"
+    )

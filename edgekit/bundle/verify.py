@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, sha256
-from edgekit.budget import Budget, Check, Verdict, judge
+from edgekit.budget import Budget, Check, Outcome, Verdict, judge
 from edgekit.bundle.golden import golden_inputs, read_golden
 from edgekit.bundle.manifest import FILE, Manifest, read_manifest
 from edgekit.devices.host import Pass, run_agent
@@ -63,9 +63,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
     """The model files of a bundle."""
-    return [
-        Artifact.from_json(folder, entry.model_dump(mode="json")) for entry in manifest.models
-    ]
+    return [Artifact.from_json(folder, entry.model_dump(mode="json")) for entry in manifest.models]
 
 
 def _golden_checks(
@@ -85,7 +83,7 @@ def _golden_checks(
         worst = _worst(result["passes"]["golden"]["outputs"], content, name, encoded.lengths)
         limit = content["tolerance"][name]
         reason = f"{name}: golden outputs differ by {worst:.2g} of their range (limit {limit:g})"
-        outcome = "pass" if worst <= limit else "fail"
+        outcome: Outcome = "pass" if worst <= limit else "fail"
         checks.append(Check("golden", limit, worst, outcome, reason))
         on_event(Event("stage-end", "golden", reason))
     return checks

@@ -128,7 +128,7 @@ def _entries(folder: Path) -> list[FileEntry]:
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Put the new folder in the old one's place; the old one goes only when the new one is there."""
+    """Put the new folder in the old one's place, which goes only when the new one is there."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)

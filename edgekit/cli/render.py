@@ -220,7 +220,7 @@ def _show_bundle(bundle: "BundleResult", original_bytes: int) -> None:
     for metric, score in scores.items():
         cells = [_score(metric, r["metrics"]["file"][metric], score) for r in records]
         rows.append((metric, [_score(metric, score), *cells]))
-    rows.append(("agreement", ["", *(format_percent(r["parity"]["agreement"]) for r in records)]))
+    rows.append(("agreement", ["", *(format_percent(r["agreement"]) for r in records)]))
     rows.extend((name, ["", *cells]) for name, cells in _running(records))
     show_table(
         ("", "original", *bundle.figures),

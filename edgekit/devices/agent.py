@@ -26,22 +26,30 @@ peak of the latency pass, and the fingerprint of the device. A row's output keep
 true tokens when the model answers per token. On failure ``error`` says what happened.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 import os
 import platform
 import sys
 import time
+from typing import Any, Callable
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
+Feed = dict[str, Array]
+Call = Callable[[Feed], Any]
+Fields = dict[str, Any]
 
 VERSION = 1
 
 
-def main(job_path, result_path):
+def main(job_path: str, result_path: str) -> int:
     with open(job_path, encoding="utf-8") as stream:
         job = json.load(stream)
-    result = {"agent": VERSION, "passes": {}, "error": None}
+    result: Fields = {"agent": VERSION, "passes": {}, "error": None}
     try:
         run(job, result)
     except Exception as error:  # the parent reads the reason from the result, not from a trace
@@ -53,11 +61,11 @@ def main(job_path, result_path):
     return 1 if result["error"] else 0
 
 
-def run(job, result):
+def run(job: Fields, result: Fields) -> None:
     with np.load(job["inputs"], allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     lengths = arrays.pop("lengths", None)
-    memory = {"start": resident()}
+    memory: Fields = {"start": resident()}
     call, version = RUNTIMES[job["format"]](job, memory)
     result["load_seconds"] = memory.pop("load_seconds")
     result["fingerprint"] = fingerprint(job, version)
@@ -79,11 +87,13 @@ def run(job, result):
 class Rows:
     """The inputs, cut to what one call takes."""
 
-    def __init__(self, arrays, lengths, buckets, order):
+    def __init__(
+        self, arrays: Feed, lengths: Array | None, buckets: list[int], order: list[str]
+    ) -> None:
         self.arrays, self.lengths, self.buckets, self.order = arrays, lengths, buckets, order
         self.count = len(next(iter(arrays.values())))
 
-    def width(self, indices):
+    def width(self, indices: Any) -> int | None:
         """Tokens per row of a call: the longest true length, or the bucket that holds it."""
         if self.lengths is None:
             return None
@@ -92,7 +102,7 @@ class Rows:
             return longest
         return next((b for b in self.buckets if b >= longest), self.buckets[-1])
 
-    def feed(self, indices, width=None):
+    def feed(self, indices: Any, width: int | None = None) -> Feed:
         width = width or self.width(indices)
         feed = {}
         for name in self.order:
@@ -103,7 +113,7 @@ class Rows:
         return feed
 
 
-def fit(array, width):
+def fit(array: Array, width: int) -> Array:
     """Cut or pad to ``width`` columns. Zeros do: what the mask hides may be any token."""
     if array.shape[1] >= width:
         return array[:, :width]
@@ -111,9 +121,10 @@ def fit(array, width):
     return np.concatenate([array, filler], axis=1)
 
 
-def outputs(call, rows, step):
+def outputs(call: Call, rows: Rows, step: Fields) -> Fields:
     indices = list(range(rows.count)) if step["rows"] is None else step["rows"]
-    found, widths = [], []
+    found: list[Array] = []
+    widths: list[int | None] = []
     for first in range(0, len(indices), step["batch"]):
         chunk = np.asarray(indices[first : first + step["batch"]])
         answer = np.asarray(call(rows.feed(chunk, step["width"])), dtype=np.float32)
@@ -121,27 +132,31 @@ def outputs(call, rows, step):
         widths.append(step["width"] or rows.width(chunk))
     if found and found[0].ndim == 2 and rows.lengths is not None:
         found = align(found, rows, indices)
-    return {"outputs": encode(np.stack(found) if found else np.zeros((0,), np.float32)),
-            "widths": sorted({w for w in widths if w is not None})}
+    return {
+        "outputs": encode(np.stack(found) if found else np.zeros((0,), np.float32)),
+        "widths": sorted({w for w in widths if w is not None}),
+    }
 
 
-def align(found, rows, indices):
+def align(found: list[Array], rows: Rows, indices: list[int]) -> list[Array]:
     """Per-token answers padded with zeros to the longest row, true tokens only."""
-    longest = int(rows.lengths.max())
+    lengths = rows.lengths
+    assert lengths is not None
+    longest = int(lengths.max())
     aligned = np.zeros((len(found), longest, found[0].shape[-1]), np.float32)
     for position, (index, answer) in enumerate(zip(indices, found)):
-        length = min(int(rows.lengths[index]), len(answer))
+        length = min(int(lengths[index]), len(answer))
         aligned[position, :length] = answer[:length]
     return list(aligned)
 
 
-def measure(call, rows, step):
+def measure(call: Call, rows: Rows, step: Fields) -> Fields:
     feeds = [rows.feed([index]) for index in step["rows"]]
     widths = [rows.width([index]) for index in step["rows"]]
     for feed in feeds[: step["warmup"]]:
         call(feed)
     # Every bucket once, so that none is prepared inside a sample.
-    for feed in {width: feed for width, feed in zip(widths, feeds)}.values():
+    for feed in dict(zip(widths, feeds)).values():
         call(feed)
     clock = time.perf_counter
     samples, order = [], []
@@ -156,11 +171,14 @@ def measure(call, rows, step):
         position += 1
         if clock() > deadline + 4 * step["seconds"]:
             break
-    return {"samples": samples, "rows": [step["rows"][i] for i in order],
-            "widths": [widths[i] for i in order]}
+    return {
+        "samples": samples,
+        "rows": [step["rows"][i] for i in order],
+        "widths": [widths[i] for i in order],
+    }
 
 
-def load_onnx(job, memory):
+def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     import onnxruntime
 
     memory["imported"] = resident()
@@ -174,17 +192,22 @@ def load_onnx(job, memory):
     memory["loaded"] = resident()
     kinds = {i.name: np.dtype(ONNX_TYPES.get(i.type, "float32")) for i in session.get_inputs()}
 
-    def call(feed):
+    def call(feed: Feed) -> Any:
         return session.run(None, {n: a.astype(kinds[n], copy=False) for n, a in feed.items()})[0]
 
     return call, "onnxruntime " + onnxruntime.__version__
 
 
-ONNX_TYPES = {"tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float16)": "float16",
-              "tensor(uint8)": "uint8", "tensor(int8)": "int8"}
+ONNX_TYPES = {
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+}
 
 
-def load_tflite(job, memory):
+def load_tflite(job: Fields, memory: Fields) -> tuple[Call, str]:
     try:
         import ai_edge_litert.interpreter as runtime
 
@@ -215,7 +238,7 @@ def load_tflite(job, memory):
 
     kinds = {n: d["dtype"] for n, d in next(iter(runners.values())).get_input_details().items()}
 
-    def call(feed):
+    def call(feed: Feed) -> Any:
         width = next(iter(feed.values())).shape[1] if job["lengths"] else None
         ready = {n: a.astype(kinds[n], copy=False) for n, a in feed.items()}
         return runners[width](**ready)[output]
@@ -223,7 +246,7 @@ def load_tflite(job, memory):
     return call, version
 
 
-def plain_tflite(interpreter, job, memory, started):
+def plain_tflite(interpreter: Any, job: Fields, memory: Fields, started: float) -> Call:
     """A file without signatures: inputs in the order of the graph, one fixed shape."""
     interpreter.allocate_tensors()
     memory["load_seconds"] = time.perf_counter() - started
@@ -231,7 +254,7 @@ def plain_tflite(interpreter, job, memory, started):
     details = interpreter.get_input_details()
     output = interpreter.get_output_details()[0]
 
-    def call(feed):
+    def call(feed: Feed) -> Any:
         for detail, name in zip(details, job["signature_inputs"]):
             interpreter.set_tensor(detail["index"], quantized(feed[name], detail))
         interpreter.invoke()
@@ -240,7 +263,7 @@ def plain_tflite(interpreter, job, memory, started):
     return call
 
 
-def quantized(array, detail):
+def quantized(array: Array, detail: Fields) -> Array:
     """A float input on an integer tensor's grid; everything else as it is."""
     scale, zero = detail["quantization"]
     if array.dtype == np.float32 and scale and np.issubdtype(detail["dtype"], np.integer):
@@ -249,12 +272,12 @@ def quantized(array, detail):
     return array.astype(detail["dtype"])
 
 
-def dequantized(array, detail):
+def dequantized(array: Array, detail: Fields) -> Array:
     scale, zero = detail["quantization"]
     return (array.astype(np.float32) - zero) * scale if scale else array
 
 
-def load_torchscript(job, memory):
+def load_torchscript(job: Fields, memory: Fields) -> tuple[Call, str]:
     import torch
 
     memory["imported"] = resident()
@@ -264,7 +287,7 @@ def load_torchscript(job, memory):
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
 
-    def call(feed):
+    def call(feed: Feed) -> Any:
         tensors = [torch.from_numpy(a) for a in feed.values()]
         tensors = [t.long() if t.dtype == torch.int32 else t for t in tensors]
         with torch.inference_mode():
@@ -276,18 +299,21 @@ def load_torchscript(job, memory):
 RUNTIMES = {"onnx": load_onnx, "tflite": load_tflite, "torchscript": load_torchscript}
 
 
-def encode(array):
+def encode(array: Array) -> Fields:
     array = np.ascontiguousarray(array, dtype="<f4")
-    return {"dtype": "float32", "shape": list(array.shape),
-            "data": base64.b64encode(array.tobytes()).decode("ascii")}
+    return {
+        "dtype": "float32",
+        "shape": list(array.shape),
+        "data": base64.b64encode(array.tobytes()).decode("ascii"),
+    }
 
 
-def resident():
+def resident() -> int | None:
     """Bytes of this process in memory now (kernel's accounting), or None."""
     return status("VmRSS")
 
 
-def peak():
+def peak() -> int | None:
     """Most bytes that this process ever had in memory (kernel's accounting), or None."""
     found = status("VmHWM")
     if found is None:
@@ -298,7 +324,7 @@ def peak():
     return found
 
 
-def status(key):
+def status(key: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii") as stream:
             for line in stream:
@@ -309,8 +335,8 @@ def status(key):
     return None
 
 
-def fingerprint(job, runtime):
-    cpu, features = "", []
+def fingerprint(job: Fields, runtime: str) -> Fields:
+    cpu, features = "", list[str]()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
             for line in stream:
@@ -323,10 +349,17 @@ def fingerprint(job, runtime):
                     features = [f for f in FEATURES if f in known]
     except OSError:
         pass
-    return {"machine": platform.machine(), "system": platform.system(), "cpu": cpu,
-            "cores": os.cpu_count(), "features": features, "runtime": runtime,
-            "threads": job["threads"], "python": platform.python_version(),
-            "numpy": np.__version__}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "features": features,
+        "runtime": runtime,
+        "threads": job["threads"],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
 
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")

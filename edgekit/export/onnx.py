@@ -15,11 +15,15 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgekit.artifact import Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
-from edgekit.inspect.onnx import all_nodes, load_onnx, model_inputs, model_outputs
+from edgekit.inspect.onnx import (
+    all_nodes,
+    load_onnx,
+    model_inputs,
+    model_outputs,
+    subgraphs,
+)
 from edgekit.model import Model, export_forward
 from edgekit.units import format_bytes
 
@@ -217,7 +221,28 @@ def _halve(model: "onnx.ModelProto") -> "onnx.ModelProto":
         warnings.simplefilter("ignore")
         half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
     del half.graph.value_info[:]
+    _sort(half.graph)
     return half
+
+
+def _sort(graph: "onnx.GraphProto") -> None:
+    """Every node behind those that it reads from: the conversion puts its casts at the end.
+
+    Still so in onnxruntime 1.31, which runs such files although ONNX forbids them.
+    """
+    missing = {name for node in graph.node for name in node.output}
+    waiting = list(graph.node)
+    del graph.node[:]
+    while waiting:
+        behind = []
+        for node in waiting:
+            inside = (each for inner in subgraphs(node) for each in all_nodes(inner))
+            if missing.isdisjoint(name for each in (node, *inside) for name in each.input):
+                missing.difference_update(node.output)
+                graph.node.append(node)
+            else:
+                behind.append(node)
+        waiting = behind
 
 
 def _write(model: "onnx.ModelProto", path: Path, scheme: Scheme) -> Artifact:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.errors import ModelError
+from edgekit.inspect.onnx import subgraphs
 from edgekit.steps.quantize.grid import quantize_int8
 
 if TYPE_CHECKING:
@@ -250,6 +251,5 @@ def _used_names(graph: "onnx.GraphProto", nodes: "list[onnx.NodeProto]") -> Iter
     yield from (value.name for value in graph.output)
     for node in nodes:
         yield from node.input
-        for attribute in node.attribute:
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _used_names(inner, list(inner.node))
+        for inner in subgraphs(node):
+            yield from _used_names(inner, list(inner.node))

@@ -18,6 +18,7 @@ learned from those two graphs (``tflite_lengths``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from edgekit.export.tflite_lengths import (
     graph_for_any_length,
     graph_for_length,
     learn_lengths,
+    shorten,
 )
 from edgekit.export.tracing import output_name
 from edgekit.model import Model, export_forward
@@ -113,6 +115,7 @@ def _graphs(
     forward = export_forward(model, decomposed_norm=True)
     weights = dict(forward.named_buffers()) | dict(model.module.named_parameters())
 
+    @functools.cache
     def converted(length: int) -> Graph:
         graph = convert(forward, _samples(model, length), scratch / f"{length}.tflite")
         name_tensors(graph, weights)
@@ -136,6 +139,7 @@ def _graphs(
         mask = pattern.graph.inputs[model.inputs.index(_MASK)]
         with contextlib.suppress(CannotLearnError):
             return {0: graph_for_any_length(pattern, mask)}
+        pattern = shorten(pattern, lengths[-1])
     # A GPU delegate has no use for a SLICE of a constant.
     slices = scheme != "fp16"
     return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,22 @@ _VERSION = 3
 _ALIGNMENT = 16
 _LARGEST = 2**31 - 1
 _AXES = {0: "batch", 1: "length"}
+_ELEMENT_BYTES = {
+    name: np.dtype(name).itemsize
+    for name in (
+        "bool",
+        "int8",
+        "uint8",
+        "int16",
+        "float16",
+        "int32",
+        "float32",
+        "int64",
+        "float64",
+    )
+}
+_TABLE = 8  # bytes: its offset in a vector, and its own first field
+_NUMBER = 4
 _ABSENT = -1  # how an operator says that an optional input is left out
 
 
@@ -219,8 +236,8 @@ def read_program(content: bytes | mmap, source: str) -> Program:
 
 
 class _Reader:
-    """Reads one file. Each element visited is paid for out of the file's size: an honest file
-    spends at least a byte on each, and tables that repeat one another without end run dry.
+    """Reads one file. Each element visited is paid for out of the file's size, by the bytes that
+    an honest file spends on it at least; tables that repeat one another without end run dry.
     """
 
     def __init__(self, content: bytes | mmap, source: str) -> None:
@@ -261,8 +278,8 @@ class _Reader:
             metadata[_text(root.Metadata(i).Name())] = b"" if blob is None else blob.tobytes()
         return Program(graphs, signatures, metadata, _text(root.Description()))
 
-    def _each(self, count: int) -> range:
-        self.allowance -= count
+    def _each(self, count: int, size: int = _TABLE) -> range:
+        self.allowance -= count * size
         if self.allowance < 0:
             raise ValueError("more elements than bytes")
         return range(count)
@@ -278,25 +295,35 @@ class _Reader:
         return Kernel(number, code.Version(), code.CustomCode())
 
     def _tensor(self, source: Any) -> Tensor:
-        self._each(source.ShapeLength())
+        self._each(source.ShapeLength(), _NUMBER)
         if source.Sparsity() is not None:
             self._each(source.Sparsity().DimMetadataLength())
         fields = self.schema.TensorT.InitFromObj(source)
         shape = tuple(fields.shape.tolist()) if source.ShapeLength() else ()
-        return Tensor(_text(fields.name), fields.type, shape, self.buffers[fields.buffer], fields)
+        data = self.buffers[fields.buffer]
+        if data is not None and fields.sparsity is None:
+            size = _ELEMENT_BYTES.get(type_name(fields.type))
+            if size is not None and data.size != size * math.prod(shape):
+                raise ValueError("a constant that does not fill its shape")
+        return Tensor(_text(fields.name), fields.type, shape, data, fields)
 
     def _graph(self, source: Any, tensors: list[Tensor]) -> Graph:
         operators = [
             self._operator(source.Operators(i), tensors)
             for i in self._each(source.OperatorsLength())
         ]
-        inputs = [tensors[_checked(source.Inputs(i))] for i in self._each(source.InputsLength())]
-        outputs = [tensors[_checked(source.Outputs(i))] for i in self._each(source.OutputsLength())]
+        inputs = [
+            tensors[_checked(source.Inputs(i))] for i in self._each(source.InputsLength(), _NUMBER)
+        ]
+        outputs = [
+            tensors[_checked(source.Outputs(i))]
+            for i in self._each(source.OutputsLength(), _NUMBER)
+        ]
         return Graph(inputs, outputs, operators, _text(source.Name()))
 
     def _operator(self, source: Any, tensors: list[Tensor]) -> Operator:
-        inputs = [source.Inputs(i) for i in self._each(source.InputsLength())]
-        outputs = [source.Outputs(i) for i in self._each(source.OutputsLength())]
+        inputs = [source.Inputs(i) for i in self._each(source.InputsLength(), _NUMBER)]
+        outputs = [source.Outputs(i) for i in self._each(source.OutputsLength(), _NUMBER)]
         return Operator(
             self.kernels[source.OpcodeIndex()],
             [None if i == _ABSENT else tensors[_checked(i)] for i in inputs],
@@ -356,6 +383,8 @@ def write_program(program: Program, path: Path) -> None:
             packed.name, packed.type = tensor.name, tensor.type
             packed.shape, packed.hasRank = list(tensor.shape), True
             packed.buffer = buffers.number(tensor.data)
+            if packed.quantization is not None and packed.quantization.scale is None:
+                packed.quantization = None  # the converter gives every tensor an empty one
             subgraph.tensors.append(packed)
         subgraph.operators = []
         for op in graph.operators:

@@ -8,23 +8,26 @@ milliseconds. Rules:
 2. A dimension is the same in both, or ``k * length + c`` with a whole k and a c of -2 to 2 (the
    bounds keep out length², which two points cannot tell from a line).
 3. So is an integer of a constant that has the same shape in both: a shape to RESHAPE to, say.
-4. Any other constant is the same in both, or the short one is the leading block of the long one,
-   as position embeddings are.
+4. Any other constant is the same in both, or the short one is a block of the long one that starts
+   at ``k * (longest - length)`` along each axis that varies. Position embeddings are the leading
+   block (k = 0); a table by relative position, from far behind to far ahead, is the middle (k = 1).
 5. What breaks a rule (a mean's 1 / length, say) cannot be learned, and each length needs a
    conversion of its own.
 
-For one length, leading blocks are sliced from one constant; where a SLICE is unwelcome, each
-length stores its own. For any length:
+For one length, blocks are sliced from one constant; where a SLICE is unwelcome, each length
+stores its own. For any length:
 
 6. The length is -1 in shapes to RESHAPE to, once each. Other integers may not depend on it.
 7. A leading block of rows is looked up, row by row, by position: how many tokens the attention
-   mask has before. (Padding gets the position of the next token; it is masked.)
+   mask has before. (Padding gets the position of the next token; it is masked.) Other blocks
+   cannot be had.
 
 Constants that do not depend on the length are the same arrays in all graphs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,14 +66,20 @@ class Line:
 class Pattern:
     """How ``graph``, made for ``longest``, depends on the length.
 
-    sizes: the dimensions of each tensor, by its id. integers: the values of those constants
-    that depend on the length (rule 3), by the tensor's id.
+    All by a tensor's id: sizes, its dimensions. integers, the values of a constant that follow
+    rule 3. starts, where the block of a constant that follows rule 4 starts along each axis.
     """
 
     graph: Graph
     longest: int
     sizes: dict[int, tuple[Line, ...]]
     integers: dict[int, tuple[Line, ...]]
+    starts: dict[int, tuple[Line, ...]]
+
+    def block(self, tensor: Tensor, length: int) -> tuple[slice, ...]:
+        """Which part of the constant that follows rule 4 serves a length."""
+        starts = (line.at(length) for line in self.starts[id(tensor)])
+        return tuple(map(_span, starts, self.shape(tensor, length)))
 
     def shape(self, tensor: Tensor, length: int) -> tuple[int, ...]:
         return tuple(line.at(length) for line in self.sizes[id(tensor)])
@@ -86,27 +95,33 @@ def learn_lengths(short: Graph, long: Graph, a: int, b: int) -> Pattern:
     """
     sizes: dict[int, tuple[Line, ...]] = {}
     integers: dict[int, tuple[Line, ...]] = {}
+    starts: dict[int, tuple[Line, ...]] = {}
     for one, other in _pairs(short, long):
         if one.type != other.type or (one.data is None) != (other.data is None):
             raise CannotLearnError(f"{other.name} differs between the graphs")
         sizes[id(other)] = _lines(one.shape, other.shape, a, b)
         if other.data is None:
             continue
-        before, after = one.values(), other.values()
         if one.shape != other.shape:
-            after = after[tuple(map(slice, one.shape))]
-        if np.array_equal(before, after):
-            continue
-        if one.shape != other.shape or type_name(other.type) != "int32":
-            raise CannotLearnError(f"{other.name} holds other values at another length")
-        integers[id(other)] = _lines(before.flat, after.flat, a, b)
-    return Pattern(long, b, sizes, integers)
+            starts[id(other)] = _find_block(one, other, sizes[id(other)], a, b)
+        elif not np.array_equal(one.values(), other.values()):
+            if type_name(other.type) != "int32":
+                raise CannotLearnError(f"{other.name} holds other values at another length")
+            integers[id(other)] = _lines(one.values().flat, other.values().flat, a, b)
+    return Pattern(long, b, sizes, integers, starts)
+
+
+def shorten(pattern: Pattern, longest: int) -> Pattern:
+    """The same for lengths up to ``longest`` only, with blocks no larger than that needs."""
+    a, b = longest // 2, longest
+    short = graph_for_length(pattern, a, slices=False)
+    return learn_lengths(short, graph_for_length(pattern, b, slices=False), a, b)
 
 
 def graph_for_length(pattern: Pattern, length: int, *, slices: bool = True) -> Graph:
     """The graph for one length, up to the pattern's longest.
 
-    slices: take leading blocks from one constant by a SLICE; else store the block itself.
+    slices: take blocks from one constant by a SLICE; else store the block itself.
     """
 
     def make(tensor: Tensor) -> tuple[Tensor, list[Operator]]:
@@ -118,10 +133,11 @@ def graph_for_length(pattern: Pattern, length: int, *, slices: bool = True) -> G
             return Tensor(tensor.name, tensor.type, shape, fields=tensor.fields), []
         if shape == tensor.shape:
             return tensor, []
+        block = pattern.block(tensor, length)
         if slices:
             part = Tensor(f"{tensor.name}.block", tensor.type, shape)
-            return part, [_slice(tensor, part)]
-        return constant(tensor.name, tensor.values()[tuple(map(slice, shape))]), []
+            return part, [_slice(tensor, part, [span.start for span in block])]
+        return constant(tensor.name, tensor.values()[block]), []
 
     return _remake(pattern.graph, make)
 
@@ -150,7 +166,8 @@ def graph_for_any_length(pattern: Pattern, mask: Tensor) -> Graph:
         if tensor.data is None:
             return _free(tensor, pattern.shape(tensor, 1), axes), []
         *ones, rows, width = tensor.shape
-        if axes != [len(ones)] or rows != pattern.longest or any(one != 1 for one in ones):
+        leading = not any(line.slope for line in pattern.starts[id(tensor)])
+        if not leading or axes != [len(ones)] or rows != pattern.longest or set(ones) > {1}:
             raise CannotLearnError(f"{tensor.name} is no table with a row for each position")
         return positions.look_up(tensor, tensor.values().reshape(rows, width))
 
@@ -223,6 +240,19 @@ def _lines(at_a: Any, at_b: Any, a: int, b: int) -> tuple[Line, ...]:
     return tuple(lines)
 
 
+def _find_block(
+    short: Tensor, long: Tensor, sizes: tuple[Line, ...], a: int, b: int
+) -> tuple[Line, ...]:
+    """Where the block that a length needs starts in ``long``, along each axis (rule 4)."""
+    part, whole = short.values(), long.values()
+    for steps in itertools.product(*(range(line.slope + 1) for line in sizes)):
+        starts = tuple(Line(-step, step * b) for step in steps)
+        block = tuple(map(_span, (line.at(a) for line in starts), part.shape))
+        if np.array_equal(part, whole[block]):
+            return starts
+    raise CannotLearnError(f"{long.name} holds other values at another length")
+
+
 def _pairs(short: Graph, long: Graph) -> list[tuple[Tensor, Tensor]]:
     """The tensors of both graphs side by side (rule 1)."""
     pairs: dict[int, tuple[Tensor | None, Tensor | None]] = {}
@@ -261,10 +291,14 @@ def _options(op: Operator) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in vars(options).items()}
 
 
-def _slice(whole: Tensor, part: Tensor) -> Operator:
-    begin = constant(f"{whole.name}.begin", np.zeros(len(part.shape), np.int32))
+def _slice(whole: Tensor, part: Tensor, start: list[int]) -> Operator:
+    begin = constant(f"{part.name}.begin", np.array(start, np.int32))
     size = constant(f"{part.name}.size", np.array(part.shape, np.int32))
     return operator("SLICE", [whole, begin, size], [part], options=_schema().SliceOptionsT())
+
+
+def _span(start: int, size: int) -> slice:
+    return slice(start, start + size)
 
 
 def _schema() -> Any:

@@ -51,8 +51,8 @@ def export_torchscript(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
     forward = export_forward(model)
     with quiet_tracing(), torch.inference_mode(False), torch.no_grad():
         example = example_inputs(model, forward)
-        inputs, outputs = _signature(model, example, forward(*example.tensors))
         traced = _trace(_halved(forward) if scheme == "fp16" else forward, example)
+        inputs, outputs = _signature(model, example, traced(*example.tensors))
         graph = traced.graph.copy()
         graph.eraseInput(0)  # the module itself: a frozen graph holds all that it needs
         for value, name in zip(graph.inputs(), model.inputs, strict=True):
@@ -66,7 +66,7 @@ def export_torchscript(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
         path = out / _FILE
         out.mkdir(parents=True, exist_ok=True)
         described = {"inputs": list(map(vars, inputs)), "outputs": list(map(vars, outputs))}
-        record = {SIGNATURE.removeprefix("extra/"): json.dumps(described)}
+        record = {SIGNATURE.removeprefix("extra/"): json.dumps(described).encode()}
         _write(function.save_to_buffer(_extra_files=record), path)
     return Artifact(path, "torchscript", scheme, inputs, outputs)
 

@@ -35,19 +35,49 @@ def load_onnx(path: Path) -> "onnx.ModelProto":
     import onnx
 
     model = _parse(path)
-    if list(_files_beside(model, path)):
+    if _files_beside(model, path):
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 
+def model_inputs(model: "onnx.ModelProto") -> tuple[Tensor, ...]:
+    """What a caller feeds. IR version 3 listed the initializers among the inputs."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_tensor(v) for v in model.graph.input if v.name not in constants)
+
+
+def model_outputs(model: "onnx.ModelProto") -> tuple[Tensor, ...]:
+    """What a caller gets."""
+    return tuple(_tensor(value) for value in model.graph.output)
+
+
+def all_nodes(graph: Any) -> Iterator["onnx.NodeProto"]:
+    """Nodes of a graph (or function) and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def subgraphs(node: "onnx.NodeProto") -> Iterator["onnx.GraphProto"]:
+    """The graphs inside a node: the branches of If, the bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 def _parse(path: Path) -> "onnx.ModelProto":
-    """The file's structure, checked; weights that it keeps in files beside it stay there."""
+    """The file's structure, checked; weights that it keeps in files beside it stay there.
+
+    Raises ModelError when it is damaged, or names files that are not in its folder.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))  # by path: it looks for the files beside it
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{path} is damaged or no ONNX file ({reason}); export it again") from None
@@ -61,28 +91,11 @@ def _parse(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def _files_beside(model: "onnx.ModelProto", path: Path) -> Iterator[Path]:
-    """The files that hold the weights of this one. Raises ModelError when one is elsewhere."""
-    folder = path.parent.resolve()
+def _files_beside(model: "onnx.ModelProto", path: Path) -> list[Path]:
+    """The files that hold the weights of this one; the checker has seen that they are there."""
     entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
-    for place in sorted({entry.value for entry in entries if entry.key == "location"}):
-        file = (folder / place).resolve()
-        if not file.is_relative_to(folder) or not file.is_file():
-            raise ModelError(
-                f"{path} keeps weights in {place}, which is not beside it; move it there"
-            )
-        yield file
-
-
-def model_inputs(model: "onnx.ModelProto") -> tuple[Tensor, ...]:
-    """What a caller feeds. IR version 3 listed the initializers among the inputs."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return tuple(_tensor(v) for v in model.graph.input if v.name not in constants)
-
-
-def model_outputs(model: "onnx.ModelProto") -> tuple[Tensor, ...]:
-    """What a caller gets."""
-    return tuple(_tensor(value) for value in model.graph.output)
+    places = {entry.value for entry in entries if entry.key == "location"}
+    return [path.parent / place for place in sorted(places)]
 
 
 def _tensor(value: "onnx.ValueInfoProto") -> Tensor:
@@ -110,7 +123,7 @@ def _stored_tensors(graph: "onnx.GraphProto") -> Iterator[StoredTensor]:
     for node in graph.node:
         if node.op_type == "Constant":
             yield from _constant(node)
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _stored_tensors(inner)
 
 
@@ -147,18 +160,3 @@ def _dtype_name(data_type: int) -> str:
 
     name: str = onnx.TensorProto.DataType.Name(data_type).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def all_nodes(graph: Any) -> Iterator["onnx.NodeProto"]:
-    """Nodes of a graph (or function) and of the graphs inside them."""
-    for node in graph.node:
-        yield node
-        for inner in _subgraphs(node):
-            yield from all_nodes(inner)
-
-
-def _subgraphs(node: "onnx.NodeProto") -> Iterator["onnx.GraphProto"]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs

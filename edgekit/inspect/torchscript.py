@@ -86,7 +86,7 @@ def _read(archive: _Archive, path: Path) -> Contents:
     module = archive.unpickle("data")
     constants = archive.unpickle("constants")
     found = (*_tensors(module, "data", ""), *_tensors(constants, "constants", "CONSTANTS.c"))
-    once = {buffer: tensor for buffer, tensor in reversed(found)}
+    once = dict(reversed(found))
     inputs, outputs = _ends(archive, module)
     return Contents(
         format="torchscript",

@@ -38,7 +38,9 @@ def golden_rows(
     for position, index in enumerate(picked):
         length = None if encoded.lengths is None else int(encoded.lengths[index])
         row: dict[str, Any] = {
-            "inputs": {name: array[index][:length].tolist() for name, array in encoded.arrays.items()},
+            "inputs": {
+                name: array[index][:length].tolist() for name, array in encoded.arrays.items()
+            },
             "outputs": {artifact.path.name: _round(_true_tokens(outputs[position], length))},
         }
         if rows.texts is not None and index < len(rows.texts):
@@ -60,4 +62,6 @@ def _true_tokens(answer: npt.NDArray[np.float32], length: int | None) -> npt.NDA
 
 def _round(answer: npt.NDArray[np.float32]) -> Any:
     """Six significant digits: more is noise, and the file stays small."""
-    return json.loads(json.dumps(answer.astype(float).tolist()), parse_float=lambda t: float(f"{float(t):.6g}"))
+    return json.loads(
+        json.dumps(answer.astype(float).tolist()), parse_float=lambda t: float(f"{float(t):.6g}")
+    )

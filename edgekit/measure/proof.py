@@ -1,12 +1,13 @@
 """What is proven of a file, by running the file itself in a fresh process.
 
-The original's outputs on the eval rows are the reference. The file is run on the same rows:
-all of them one by one (the figures that count), and a sample of them padded to every bucket
-and in batches, which must not change what it answers. Peak memory counts from the process with
-interpreter and inputs, before the runtime is imported.
+Two things are held apart. *Parity*: a sample of eval rows, against the fp32 model that was
+exported; alone, padded to every bucket, and in batches, which must not change what the file
+answers. *Quality*: the file's metric on all eval rows, beside the original's; what a lossy step
+costs shows here. Peak memory counts from the process with interpreter and inputs, before the
+runtime is imported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,14 @@ from edgekit.data import Rows
 from edgekit.devices.host import Pass, run_agent
 from edgekit.inspect import read_contents
 from edgekit.measure import accuracy
-from edgekit.measure.latency import summarize
-from edgekit.measure.parity import Difference, compare
 from edgekit.measure.golden import golden_rows, pick_rows
+from edgekit.measure.latency import summarize
+from edgekit.measure.parity import compare
 from edgekit.measure.size import check_scheme
 from edgekit.preprocess import Encoded
 
-_SAMPLE = 32
+_SAMPLE = 256
+_VARIANT = 32
 _LATENCY_ROWS = 256
 
 
@@ -49,64 +51,74 @@ def prove(
     encoded: Encoded,
     expected: Expected,
     *,
+    exported: Callable[[Encoded], npt.NDArray[np.float32]],
     rows: Rows,
     threads: int,
     seconds: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the file on the rows and hold it against the original.
+    """Run the file on the rows and hold it against what was exported, and the original.
 
-    Returns a JSON-able record of the figures, and golden inputs with the file's answers.
-
-    ``seconds`` is how long latency is sampled. Raises DeviceError when the runtime refuses the
+    exported: gives the outputs of the fp32 model that was exported. seconds: how long latency is
+    sampled. Returns a JSON-able record of the figures, and golden inputs with the file's
+    answers. Raises DeviceError when the runtime refuses the
     file, and ProofError when it does not hold the weights that its scheme promises.
     """
     contents = read_contents(artifact.path)
     check_scheme(artifact, contents)
-    variants = _variants(artifact, encoded)
-    result = run_agent(
+    sample = encoded.rows(_spread(_by_length(encoded), _SAMPLE))
+    variants = _variants(artifact, sample)
+    measured = run_agent(
         artifact,
         encoded,
         [
             Pass("latency", "latency", _latency_rows(encoded), seconds=seconds, warmup=10),
             Pass("eval", "outputs"),
-            *variants,
         ],
         threads=threads,
     )
+    checked = run_agent(artifact, sample, [Pass("alone", "outputs"), *variants], threads=threads)
+    reference = exported(sample)
 
-    def difference(name: str, picked: npt.NDArray[Any] | None) -> Difference:
-        part = encoded if picked is None else encoded.rows(picked)
-        answers = per_answer(result["passes"][name]["outputs"], part)
-        reference = expected.outputs
-        if picked is not None:
-            reference = reference[_answers(encoded, picked)]
-        return compare(answers, reference, task=expected.task, problem=expected.problem)
+    def parity(name: str, picked: Sequence[int]) -> dict[str, Any]:
+        part = sample.rows(picked)
+        return compare(
+            per_answer(checked["passes"][name]["outputs"], part),
+            per_answer(reference[picked], part),
+            task=expected.task,
+            problem=expected.problem,
+        ).to_json()
 
-    outputs = result["passes"]["eval"]["outputs"]
-    memory = result["memory"]
-
+    outputs = measured["passes"]["eval"]["outputs"]
+    memory = measured["memory"]
     scores, drop = {}, None
     if expected.labels is not None:
-        known = {"task": expected.task, "problem": expected.problem}
         scores = accuracy.score(
-            outputs, expected.labels, labels=expected.label_names, encoded=encoded, **known
+            outputs,
+            expected.labels,
+            task=expected.task,
+            problem=expected.problem,
+            labels=expected.label_names,
+            encoded=encoded,
         )
-        primary = accuracy.primary_metric(**known)
+        primary = accuracy.primary_metric(expected.task, expected.problem)
         drop = expected.scores[primary] - scores[primary]
     record = {
         "rows": len(encoded),
-        "parity": difference("eval", None).to_json(),
-        "variants": {
-            each.name: difference(each.name, np.asarray(each.rows)).to_json() for each in variants
+        "agreement": accuracy.agreement(
+            per_answer(outputs, encoded), expected.outputs, expected.task, expected.problem
+        ),
+        "parity": {
+            "alone": parity("alone", range(len(sample))),
+            **{each.name: parity(each.name, each.rows or ()) for each in variants},
         },
         "metrics": {"original": dict(expected.scores), "file": scores, "drop": drop},
         "dtype_bytes": contents.bytes_per_dtype(),
-        "load_seconds": result["load_seconds"],
-        "first_run_seconds": result["first_run_seconds"],
-        "latency": summarize(result["passes"]["latency"]["samples"]).to_json(),
+        "load_seconds": measured["load_seconds"],
+        "first_run_seconds": measured["first_run_seconds"],
+        "latency": summarize(measured["passes"]["latency"]["samples"]).to_json(),
         "memory": memory,
         "peak_memory": memory["peak"] - memory["start"] if memory["start"] else None,
-        "device": result["fingerprint"],
+        "device": measured["fingerprint"],
     }
     picked = pick_rows(encoded)
     golden = golden_rows(encoded, rows, picked, artifact, outputs[picked])
@@ -127,36 +139,31 @@ def per_answer(outputs: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArra
     return np.concatenate(words)
 
 
-def _answers(encoded: Encoded, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Indices into the reference that belong to ``rows``."""
-    if encoded.word_starts is None:
-        return rows
-    ends = np.cumsum([len(starts) for starts in encoded.word_starts])
-    begins = np.concatenate([[0], ends[:-1]])
-    return np.concatenate([np.arange(begins[row], ends[row]) for row in rows])
-
-
-def _variants(artifact: Artifact, encoded: Encoded) -> list[Pass]:
-    """Passes that must not change an answer: every bucket, padding, batches."""
-    if encoded.lengths is None:
-        sample = _spread(np.arange(len(encoded)), _SAMPLE)
+def _variants(artifact: Artifact, sample: Encoded) -> list[Pass]:
+    """Passes over some of the sample that must not change an answer: buckets, padding, batches."""
+    order = _by_length(sample)
+    if sample.lengths is None:
         dynamic = bool(artifact.inputs) and not isinstance(artifact.inputs[0].shape[0], int)
-        return [Pass("batched", "outputs", sample, batch=8)] if dynamic else []
-    by_length = np.argsort(encoded.lengths, kind="stable")
+        return [Pass("batched", "outputs", _spread(order, _VARIANT), batch=8)] if dynamic else []
     if artifact.lengths:
-        found = []
-        for bucket in artifact.lengths:
-            fitting = by_length[encoded.lengths[by_length] <= bucket]
-            if len(fitting):
-                rows = _spread(fitting, _SAMPLE // 4)
-                found.append(Pass(f"length-{bucket}", "outputs", rows, width=bucket))
-        return found
-    sample = _spread(by_length, _SAMPLE)
-    padded = int(encoded.lengths[sample].max())
-    return [
-        Pass("padded", "outputs", sample, width=padded),
-        Pass("batched", "outputs", sample, batch=8),
-    ]
+        fitting = {n: order[sample.lengths[order] <= n] for n in artifact.lengths}
+        return [
+            Pass(f"length-{length}", "outputs", _spread(rows, _VARIANT // 4), width=length)
+            for length, rows in fitting.items()
+            if len(rows)
+        ]
+    some = _spread(order, _VARIANT)
+    passes = [Pass("padded", "outputs", some, width=int(sample.lengths[some].max()))]
+    if artifact.inputs[0].shape[0] != 1:
+        passes.append(Pass("batched", "outputs", some, batch=8))
+    return passes
+
+
+def _by_length(encoded: Encoded) -> npt.NDArray[Any]:
+    """Rows in the order of their true lengths, or as they are."""
+    if encoded.lengths is None:
+        return np.arange(len(encoded))
+    return np.argsort(encoded.lengths, kind="stable")
 
 
 def _spread(rows: npt.NDArray[Any], count: int) -> list[int]:

@@ -4,20 +4,32 @@ from edgekit.artifact import Artifact
 from edgekit.errors import ProofError
 from edgekit.inspect import Contents
 
-# The dtype that must hold a scheme's weights, and how many bytes of fp32 constants may remain
-# beside it (norms, biases, scales, position rows).
-_WEIGHTS = {"int8-dynamic": ("int8", 0.35), "fp16": ("float16", 0.1)}
+_DTYPES = {"int8-dynamic": "int8", "fp16": "float16"}
+# Float matrices that may stay, as a share of the narrow bytes: position rows, mostly.
+_SHARE = 0.25
+# Below this a float matrix is nobody's forgotten weight.
+_SMALL = 2**16
 
 
 def check_scheme(artifact: Artifact, contents: Contents) -> None:
     """Raise ProofError when the file does not hold the weights that its scheme promises."""
-    if artifact.scheme not in _WEIGHTS:
+    if artifact.scheme not in _DTYPES:
         return
-    dtype, share = _WEIGHTS[artifact.scheme]
-    found = contents.bytes_per_dtype()
-    small, wide = found.get(dtype, 0), found.get("float32", 0)
-    if small == 0 or wide > share * (small + wide):
+    dtype = _DTYPES[artifact.scheme]
+    narrow = contents.bytes_per_dtype().get(dtype, 0)
+    wide = sum(
+        tensor.bytes
+        for tensor in contents.tensors
+        if tensor.dtype == "float32" and tensor.bytes >= _SMALL and _is_matrix(tensor.shape)
+    )
+    if narrow == 0 or wide > _SHARE * narrow:
         raise ProofError(
             f"{artifact.path.name} is called {artifact.scheme} but holds {wide} bytes of float32 "
-            f"beside {small} bytes of {dtype}; `edgekit inspect` lists its largest tensors"
+            f"matrices beside {narrow} bytes of {dtype}; `edgekit inspect` lists its largest "
+            "tensors"
         )
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Two dimensions or more that are not 1: scales and biases are vectors in any shape."""
+    return sum(size != 1 for size in shape) >= 2

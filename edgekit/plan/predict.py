@@ -32,13 +32,11 @@ def weight_bytes(model: "Model") -> int:
     return 4 * sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def predicted_bytes(
-    model: "Model", format: Format, scheme: Scheme, lengths: Sequence[int]
-) -> int:
-    """Bytes of the file that ``export_artifact`` will write for this model."""
+def predicted_bytes(model: "Model", format: Format, scheme: Scheme, lengths: Sequence[int]) -> int:
+    """Bytes of the file that ``export_artifact`` will write for this model on the meta device."""
     from edgekit.model import export_forward
 
-    forward = export_forward(model, decomposed_norm=format == "tflite").to("meta")
+    forward = export_forward(model, decomposed_norm=format == "tflite")
     used, operators = _used(forward, model)
     total = 0
     for owner, name, tensor in used:
@@ -50,15 +48,22 @@ def predicted_bytes(
     return total + _TORCHSCRIPT_FILE + operators * _TORCHSCRIPT_OPERATOR
 
 
-def _used(forward: "nn.Module", model: "Model") -> tuple[list[tuple[Any, str, "torch.Tensor"]], int]:
-    """(module, attribute, tensor) of each parameter and buffer in use, and how many operators run."""
+def _used(
+    forward: "nn.Module", model: "Model"
+) -> tuple[list[tuple[Any, str, "torch.Tensor"]], int]:
+    """(module, attribute, tensor) of each tensor in use, and how many operators run."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
         calls = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             self.calls += 1
             return func(*args, **(kwargs or {}))
 

@@ -83,7 +83,9 @@ class Plan:
         lines = [f"{format_bytes(self.original_bytes)} original · {steps}"]
         for each in self.predicted:
             formats = " + ".join(each.models)
-            lines.append(f"{each.target}: {formats} {each.scheme}, about {format_bytes(each.total)}")
+            lines.append(
+                f"{each.target}: {formats} {each.scheme}, about {format_bytes(each.total)}"
+            )
         return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Predictions hold within one percent.
 _MARGIN = 0.99
 
+
 def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
     limit = work.settings.budget.size

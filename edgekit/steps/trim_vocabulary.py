@@ -98,7 +98,9 @@ class TrimVocabulary:
             counts.update(encoding.ids)
         counts = collections.Counter({i: n for i, n in counts.items() if n >= self.min_count})
         if self.words is not None:
-            for encoding in tokenizer.encode_batch(_read_words(self.words), add_special_tokens=False):
+            for encoding in tokenizer.encode_batch(
+                _read_words(self.words), add_special_tokens=False
+            ):
                 counts.update(encoding.ids)
         return counts
 

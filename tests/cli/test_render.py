@@ -13,7 +13,7 @@ from edgekit.project import read_flags, resolve
 
 RECORD: dict[str, Any] = {
     "rows": 3080,
-    "parity": {"agreement": 0.9961},
+    "agreement": 0.9961,
     "metrics": {
         "original": {"accuracy": 0.9289, "matthews": 0.927},
         "file": {"accuracy": 0.9283, "matthews": 0.9265},

@@ -147,7 +147,11 @@ def test_half_precision_answers_like_torch(bert: Model, bucket_half: Artifact) -
 
 def test_signatures_share_every_weight(buckets_int8: Artifact) -> None:
     model = raw_model(buckets_int8.path)
-    large = [n for n, buffer in enumerate(model.buffers) if len(buffer.data or ()) > 256]
+    large = [
+        n
+        for n, buffer in enumerate(model.buffers)
+        if buffer.data is not None and len(buffer.data) > 256
+    ]
     assert large
     for number in large:
         for subgraph in model.subgraphs:

@@ -16,7 +16,11 @@ from tests.tiny import tiny_checkpoint
 def test_prediction_is_within_one_percent(tmp_path: Path, format: Format, scheme: Scheme) -> None:
     """A model of a few megabytes: the graph around the weights no longer decides."""
     checkpoint = tiny_checkpoint(
-        tmp_path / "checkpoint", "bert", hidden_size=256, intermediate_size=1024, num_hidden_layers=4
+        tmp_path / "checkpoint",
+        "bert",
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
     )
     source = identify(str(checkpoint))
     lengths = (16, 64)
@@ -30,5 +34,5 @@ def test_weight_bytes_count_each_parameter_once(tmp_path: Path) -> None:
 
     checkpoint = tiny_checkpoint(tmp_path, "distilbert")
     with safe_open(checkpoint / "model.safetensors", "np") as file:
-        stored = sum(file.get_tensor(name).nbytes for name in file.keys())
+        stored = sum(file.get_tensor(name).nbytes for name in list(file.keys()))
     assert weight_bytes(load_model(identify(str(checkpoint)), meta=True)) == stored

@@ -114,7 +114,9 @@ _PIECES = st.lists(st.text("abcde", min_size=2, max_size=4), max_size=12, unique
 
 @settings(max_examples=60, deadline=None)
 @given(_PIECES, _PIECES, st.data())
-def test_no_text_gets_a_new_unknown(heads: list[str], tails: list[str], data: st.DataObject) -> None:
+def test_no_text_gets_a_new_unknown(
+    heads: list[str], tails: list[str], data: st.DataObject
+) -> None:
     """Any vocabulary with all its single characters, any subset of used tokens, any text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 

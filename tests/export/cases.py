@@ -1,0 +1,79 @@
+"""A tiny model of a family with rows and the original's answers to them."""
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.data import Rows
+from edgekit.model import Model, identify, load_model, reference_outputs
+from edgekit.preprocess import Encoded
+from tests.tiny import IMAGE_FAMILIES, tiny_checkpoint, tiny_texts
+
+Array = np.ndarray[Any, Any]
+
+# How near to the original a random tiny model's int8 answers are, worst row; real ones are nearer.
+INT8_COSINE = 0.85
+
+
+@dataclass(frozen=True)
+class Case:
+    model: Model
+    rows: Encoded
+    expected: Array
+
+    def feeds(self) -> dict[str, Array]:
+        """All rows in one batch, as ONNX and TorchScript take them."""
+        return {
+            name: array.astype(np.int64) if array.dtype == np.int32 else array
+            for name, array in self.rows.arrays.items()
+        }
+
+    def unpadded(self, index: int) -> dict[str, Array]:
+        """One row alone."""
+        length = None if self.rows.lengths is None else self.rows.lengths[index]
+        return {
+            name: array[index : index + 1, :length] if length else array[index : index + 1]
+            for name, array in self.feeds().items()
+        }
+
+    def answers(self, outputs: Array) -> Array:
+        """One vector a row; for token-classification one a token."""
+        if self.model.task != "token-classification":
+            return outputs
+        mask = self.rows.arrays["attention_mask"].astype(bool)
+        return outputs[mask[:, : outputs.shape[1]]]
+
+    def difference(self, outputs: Array) -> float:
+        return float(np.abs(self.answers(outputs) - self.answers(self.expected)).max())
+
+    def cosine(self, outputs: Array) -> float:
+        """Of the worst answer."""
+        ours, theirs = self.answers(outputs), self.answers(self.expected)
+        lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+        return float(((ours * theirs).sum(-1) / lengths).min())
+
+
+@functools.cache
+def case(family: str, task: str = "text-classification") -> Case:
+    folder = Path(tempfile.mkdtemp())
+    if family in IMAGE_FAMILIES:
+        task = "image-classification"
+        pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+        rows = Rows(images=pictures)
+    else:
+        rows = Rows(texts=tuple(tiny_texts(10)))
+    model = load_model(identify(str(tiny_checkpoint(folder / "checkpoint", family, task))))
+    assert model.preprocessor is not None
+    encoded = model.preprocessor.encode(rows)
+    return Case(model, encoded, reference_outputs(model, encoded))
+
+
+def tells_of_this_machine(content: bytes) -> list[str]:
+    """Traces of where a file was made."""
+    here = Path(__file__).resolve().parents[2]
+    marks = (str(here), str(Path.home()), tempfile.gettempdir(), "site-packages", ".py:", '.py"')
+    return [mark for mark in marks if mark.encode() in content]

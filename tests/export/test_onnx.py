@@ -1,0 +1,363 @@
+"""ONNX files, read by the onnx package and run by ONNX Runtime, against the torch model."""
+
+import functools
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.artifact import Artifact
+from edgekit.errors import ExportError, ModelError
+from edgekit.export.onnx import export_onnx, quantize_onnx_file
+from edgekit.inspect import read_contents
+from edgekit.model import Model
+from edgekit.steps.quantize.grid import quantize_int8
+from tests.export.cases import INT8_COSINE, Array, case, tells_of_this_machine
+from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, TEXT_TASKS, tiny_checkpoint
+
+QUICK = (("bert", "text-classification"), ("xlnet", "sentence-embedding"), ("resnet", ""))
+ALL = [
+    *((family, task) for family in TEXT_FAMILIES for task in TEXT_TASKS),
+    *((family, "") for family in IMAGE_FAMILIES),
+]
+each_family = pytest.mark.parametrize(
+    ("family", "task"),
+    [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in ALL if c not in QUICK)],
+)
+
+
+@functools.cache
+def exported(family: str, task: str, scheme: str) -> Artifact:
+    """Exporting takes seconds, so once; the other schemes are made of the fp32 file."""
+    folder = Path(tempfile.mkdtemp())
+    if scheme == "fp32":
+        return export_onnx(case(family, task).model, folder, scheme="fp32")
+    return quantize_onnx_file(exported(family, task, "fp32").path, folder, scheme=scheme)
+
+
+def session(path: Path, **options: Any) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    for name, value in options.items():
+        setattr(settings, name, value)
+    return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, feeds: dict[str, Array]) -> Array:
+    (answer,) = session(path).run(None, feeds)
+    return answer
+
+
+def bytes_per_dtype(path: Path) -> Counter[str]:
+    count: Counter[str] = Counter()
+    for tensor in onnx.load(path).graph.initializer:
+        count[str(numpy_helper.to_array(tensor).dtype)] += len(tensor.raw_data)
+    return count
+
+
+@each_family
+def test_fp32_gives_the_originals_answers(family: str, task: str) -> None:
+    made, tiny = exported(family, task, "fp32"), case(family, task)
+    assert tiny.difference(run(made.path, tiny.feeds())) < 1e-4 * max(
+        1, np.abs(tiny.expected).max()
+    )
+
+
+@each_family
+def test_a_row_alone_gives_what_it_gives_in_a_padded_batch(family: str, task: str) -> None:
+    made, tiny = exported(family, task, "fp32"), case(family, task)
+    running = session(made.path)
+    (together,) = running.run(None, tiny.feeds())
+    for index in range(3):
+        (alone,) = running.run(None, tiny.unpadded(index))
+        row = together[index, : alone.shape[1]] if alone.ndim == 3 else together[index]
+        np.testing.assert_allclose(alone[0], row, atol=1e-4, rtol=1e-4)
+
+
+@each_family
+def test_int8_stays_near_the_original_and_is_int8(family: str, task: str) -> None:
+    made, tiny = exported(family, task, "int8-dynamic"), case(family, task)
+    onnx.checker.check_model(onnx.load(made.path), full_check=True)
+    assert tiny.cosine(run(made.path, tiny.feeds())) > INT8_COSINE
+    count, before = bytes_per_dtype(made.path), bytes_per_dtype(exported(family, task, "fp32").path)
+    assert count["int8"] > 0.7 * before["float32"] / 4
+    assert count["float32"] < 0.35 * before["float32"]
+
+
+@each_family
+def test_fp16_halves_the_weights_and_still_answers_in_float32(family: str, task: str) -> None:
+    made, tiny = exported(family, task, "fp16"), case(family, task)
+    onnx.checker.check_model(onnx.load(made.path), full_check=True)
+    answer = run(made.path, tiny.feeds())
+    assert answer.dtype == np.float32
+    assert tiny.cosine(answer) > 0.999
+    count = bytes_per_dtype(made.path)
+    assert count["float32"] < 0.01 * count["float16"]
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "fp16"])
+def test_the_artifact_says_what_the_file_has(scheme: str) -> None:
+    made = exported("bert", "text-classification", scheme)
+    model = onnx.load(made.path)
+    assert model.ir_version <= 9
+    assert [entry.version for entry in model.opset_import] == [20]
+    assert [tensor.name for tensor in made.inputs] == ["input_ids", "attention_mask"]
+    assert {tensor.dtype for tensor in made.inputs} == {"int64"}
+    assert {tensor.shape for tensor in made.inputs} == {("batch", "length")}
+    (logits,) = made.outputs
+    assert (logits.name, logits.dtype, logits.shape) == ("logits", "float32", ("batch", 3))
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert not model.graph.value_info
+    contents = read_contents(made.path)
+    assert contents.inputs == made.inputs and contents.outputs == made.outputs
+    assert contents.bytes_per_dtype() == dict(bytes_per_dtype(made.path).most_common())
+
+
+def test_integers_are_those_of_the_grid() -> None:
+    import torch
+
+    tiny = case("bert", "text-classification")
+    graph = onnx.load(exported("bert", "text-classification", "int8-dynamic").path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    checked = 0
+    for name, module in tiny.model.module.named_modules():
+        if not isinstance(module, torch.nn.Linear) and "word_embeddings" not in name:
+            continue
+        integers, scales = quantize_int8(module.weight.detach().numpy(), axis=0)
+        found = stored[f"module.{name}.weight.int8"]
+        # A product reads its weight transposed, except the Gemm that a 2-D input becomes.
+        same = found if found.shape == integers.shape and (found == integers).all() else found.T
+        np.testing.assert_array_equal(same, integers)
+        np.testing.assert_array_equal(stored[f"module.{name}.weight.scale"].ravel(), scales)
+        checked += 1
+    assert checked == 2 * 6 + 3
+
+
+def test_every_integer_product_runs_in_a_fused_kernel(tmp_path: Path) -> None:
+    made = exported("bert", "text-classification", "int8-dynamic")
+    products = read_contents(made.path).ops["MatMulInteger"]
+    optimized = tmp_path / "optimized.onnx"
+    session(made.path, optimized_model_filepath=str(optimized))
+    kernels = Counter(node.op_type for node in onnx.load(optimized).graph.node)
+    assert kernels["DynamicQuantizeMatMul"] + kernels["MatMulIntegerToFloat"] == products
+    assert products > 10
+    # One kernel for a norm and the addition before it is slower than the two.
+    assert kernels["SkipLayerNormalization"] == 0
+
+
+def test_another_process_writes_the_same_bytes_without_a_trace_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    script = (
+        "import sys; from pathlib import Path; from edgekit.model import identify, load_model;"
+        "from edgekit.export.onnx import export_onnx;"
+        "model = load_model(identify(sys.argv[1]));"
+        "export_onnx(model, Path(sys.argv[2]), scheme='int8-dynamic')"
+    )
+    command = [sys.executable, "-c", script, str(checkpoint), str(tmp_path / "out")]
+    finished = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert finished.stdout + finished.stderr == ""
+    content = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert content == exported("bert", "text-classification", "int8-dynamic").path.read_bytes()
+    assert tells_of_this_machine(content) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
+
+
+def test_a_plain_module_keeps_a_shared_weight_shared(tmp_path: Path) -> None:
+    import torch
+
+    class Repeated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(16, 16)
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            states = first + second
+            for _ in range(3):
+                states = torch.relu(self.layer(states.unsqueeze(1))).squeeze(1)
+            return states
+
+    torch.manual_seed(0)
+    module = Repeated().eval()
+    # Names that torch gives to nodes of its own graph as well.
+    example = {"add": torch.randn(1, 16), "relu": torch.randn(1, 16)}
+    model = Model(module, "module", None, None, None, (), example=example)
+    for scheme in ("fp32", "int8-dynamic"):
+        made = export_onnx(model, tmp_path / scheme, scheme=scheme)
+        assert [tensor.shape for tensor in made.inputs] == [("batch", 16)] * 2
+        matrices = [t for t in read_contents(made.path).tensors if t.shape == (16, 16)]
+        assert [tensor.name.removesuffix(".int8") for tensor in matrices] == ["layer.weight"]
+        feeds = {name: np.random.default_rng(0).random((5, 16), np.float32) for name in example}
+        with torch.no_grad():
+            expected = module(*map(torch.from_numpy, feeds.values())).numpy()
+        np.testing.assert_allclose(run(made.path, feeds), expected, atol=0.02)
+
+
+def test_a_module_that_cannot_be_exported_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    import torch
+
+    class Choosing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    model = Model(
+        Choosing().eval(), "module", None, None, None, (), example={"x": torch.ones(1, 4)}
+    )
+    with pytest.raises(ExportError, match="torch cannot write this model as ONNX") as caught:
+        export_onnx(model, tmp_path / "out", scheme="fp32")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# Files by other exporters.
+
+
+def foreign(nodes: list[Any], constants: dict[str, Array], **options: Any) -> onnx.ModelProto:
+    """x [rows, 8] to y, as some exporter may write it."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, options.pop("shape", ["n", 8]))]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "m"])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "foreign", inputs, outputs, initializers)
+    opset = helper.make_opsetid("", options.pop("opset", 17))
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8, **options)
+
+
+def weights(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_a_file_of_another_exporter_is_quantized(tmp_path: Path) -> None:
+    node = helper.make_node
+    nodes = [
+        node("Constant", [], ["w1"], value=numpy_helper.from_array(weights(8, 32))),
+        node("MatMul", ["x", "w1"], ["a"]),
+        node("Transpose", ["w2"], ["w2t"], perm=[1, 0]),
+        node("Identity", ["w2t"], ["w2u"]),
+        node("Gemm", ["a", "w2u", "b"], ["c"]),
+        node("Gemm", ["c", "w3"], ["d"], alpha=0.5, transB=1),
+        node("Gemm", ["d", "w3", "b"], ["y"], transB=1),
+    ]
+    constants = {"w2": weights(16, 32), "w3": weights(16, 16), "b": weights(16)}
+    source = foreign(nodes, constants, doc_string="made in /home/somebody")
+    # Older exporters list the constants among the inputs, too.
+    source.graph.input.append(helper.make_tensor_value_info("w3", TensorProto.FLOAT, [16, 16]))
+    onnx.save(source, tmp_path / "source.onnx")
+    made = quantize_onnx_file(tmp_path / "source.onnx", tmp_path / "out", scheme="int8-dynamic")
+    ops = read_contents(made.path).ops
+    # A Gemm that scales its product stays as it is, and so does its weight.
+    assert (ops["MatMulInteger"], ops["Gemm"], ops.get("Transpose", 0)) == (3, 1, 0)
+    assert [tensor.name for tensor in made.inputs] == ["x"]
+    assert b"somebody" not in made.path.read_bytes()
+    feeds = {"x": weights(4, 8)}
+    ours, theirs = run(made.path, feeds), run(tmp_path / "source.onnx", feeds)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_tables_and_filters_are_stored_as_integers(tmp_path: Path) -> None:
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
+        node("Gather", ["table", "ids"], ["rows"]),  # [1, 8, 16]
+        node("Slice", ["positions", "zero", "eight", "one"], ["first"]),  # [1, 8, 16]
+        node("Add", ["rows", "first"], ["states"]),
+        node("Conv", ["states", "filter"], ["y"], kernel_shape=[3]),
+    ]
+    constants = {
+        "table": weights(100, 16),
+        "positions": weights(1, 70, 16),
+        "filter": weights(4, 8, 3),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "eight": np.array([8]),
+    }
+    onnx.save(foreign(nodes, constants, shape=[1, 8]), tmp_path / "source.onnx")
+    made = quantize_onnx_file(tmp_path / "source.onnx", tmp_path / "out", scheme="int8-dynamic")
+    integers = {t.name: t.shape for t in read_contents(made.path).tensors if t.dtype == "int8"}
+    assert integers == {
+        "table.int8": (100, 16),
+        "positions.int8": (1, 70, 16),
+        "filter.int8": (4, 8, 3),
+    }
+    feeds = {"x": np.arange(8, dtype=np.float32)[None] * 7}
+    ours, theirs = run(made.path, feeds), run(tmp_path / "source.onnx", feeds)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "fp16"])
+@pytest.mark.parametrize("before", ["int8-dynamic", "fp16"])
+def test_a_quantized_file_is_refused(before: str, scheme: str, tmp_path: Path) -> None:
+    source = exported("bert", "text-classification", before).path
+    with pytest.raises(ModelError, match="give the float32 file"):
+        quantize_onnx_file(source, tmp_path / "out", scheme=scheme)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "opset", "message"),
+    [
+        ([helper.make_node("Relu", ["x"], ["y"])], 17, "holds no weights that int8-dynamic makes"),
+        ([helper.make_node("MatMul", ["x", "w"], ["y"])], 9, "needs opset 11 and this file has 9"),
+    ],
+)
+def test_a_file_without_a_gain_is_refused(
+    nodes: list[Any], opset: int, message: str, tmp_path: Path
+) -> None:
+    constants = {"w": weights(8, 8)} if "w" in nodes[0].input else {}
+    onnx.save(foreign(nodes, constants, opset=opset), tmp_path / "source.onnx")
+    with pytest.raises(ModelError, match=message):
+        quantize_onnx_file(tmp_path / "source.onnx", tmp_path / "out", scheme="int8-dynamic")
+    assert not (tmp_path / "out").exists()
+
+
+# The real model on the oldest runtime that the targets promise.
+
+OLDEST = "onnxruntime==1.17.*"
+_AGENT = (
+    "import sys, numpy, onnxruntime; assert onnxruntime.__version__.startswith('1.17.');"
+    "feeds = dict(numpy.load(sys.argv[2]));"
+    "session = onnxruntime.InferenceSession(sys.argv[1]);"
+    "numpy.save(sys.argv[3], session.run(None, feeds)[0])"
+)
+
+
+@pytest.fixture(scope="module")
+def oldest_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python with onnxruntime 1.17 in a virtual environment of its own."""
+    folder = tmp_path_factory.mktemp("onnxruntime-1.17")
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", OLDEST, "numpy<2"]
+    installed = subprocess.run(install, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"{OLDEST} cannot be installed: {installed.stderr.strip()[-200:]}")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "fp16"])
+def test_minilm_runs_on_the_oldest_runtime(
+    scheme: str, oldest_runtime: Path, shared: Path, tmp_path: Path
+) -> None:
+    from edgekit.model import identify, load_model
+
+    model = load_model(identify(str(shared / "checkpoints" / "minilm-banking77")))
+    made = export_onnx(model, tmp_path, scheme=scheme)
+    ids = np.random.default_rng(0).integers(1000, 2000, (3, 17))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    files = [str(made.path), str(tmp_path / "feeds.npz"), str(tmp_path / "answer.npy")]
+    subprocess.run([str(oldest_runtime), "-c", _AGENT, *files], check=True)
+    np.testing.assert_allclose(np.load(files[2]), run(made.path, feeds), atol=0.02)
+    if scheme == "int8-dynamic":
+        assert made.bytes < 23.2e6
