@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -24,9 +24,10 @@ from edgekit.project import Settings
 from edgekit.recipe import StepSpec
 from edgekit.store import Entry, Store, versions
 from edgekit.target import Target
-from edgekit.workbench import Workbench, encode
+from edgekit.workbench import Workbench, answers_of, encode
 
 if TYPE_CHECKING:
+    from edgekit.filemodel import FileModel
     from edgekit.measure.proof import Expected
     from edgekit.model import Model
 
@@ -72,7 +73,7 @@ class Compressed:
     entry: Entry
 
     @cached_property
-    def model(self) -> "Model":
+    def model(self) -> "Model | FileModel":
         """The model itself, loaded when first needed."""
         from edgekit.model import identify, load_model
 
@@ -104,10 +105,11 @@ def compress(work: Workbench, plan: Plan) -> Compressed:
         from edgekit.model import save_model
         from edgekit.step import Context, apply_steps
 
-        model = work.original
+        model: Model | FileModel = work.outline
         if plan.steps:
             context = Context(work.data.train, work.settings.seed)
-            model = apply_steps([spec.step for spec in plan.steps], model, context)
+            steps = [spec.step for spec in plan.steps]
+            model = apply_steps(steps, cast("Model", work.original), context)
             save_model(model, folder / "checkpoint")
         (folder / "app").mkdir()
         for name, text in app_files(model).items():
@@ -157,11 +159,10 @@ def answer_originally(work: Workbench) -> Answers:
     def produce(folder: Path) -> None:
         from edgekit.measure import accuracy
         from edgekit.measure.proof import per_answer
-        from edgekit.model import reference_outputs
 
         model = work.original
         encoded = encode(model, work.eval_rows)
-        outputs = reference_outputs(model, encoded)
+        outputs = answers_of(model, encoded)
         labels = work.eval_labels()
         scores = {}
         if labels is not None:
@@ -257,7 +258,6 @@ def prove(
         from edgekit.measure.diagnose import first_divergence
         from edgekit.measure.parity import Difference, too_far
         from edgekit.measure.proof import prove as prove_file
-        from edgekit.model import reference_outputs
 
         artifact = exported.artifact
         longest = max(artifact.lengths, default=None)
@@ -266,7 +266,7 @@ def prove(
             artifact,
             encoded,
             answers.expected,
-            exported=lambda sample: reference_outputs(compressed.model, sample),
+            exported=lambda sample: answers_of(compressed.model, sample),
             rows=work.eval_rows,
             threads=threads,
             seconds=_LATENCY_SECONDS,

@@ -3,14 +3,17 @@
 A build with nothing changed finds all its stages in the store and loads neither.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.data import Data, Rows, identify_data, label_ids, load_data
+from edgekit.devices.host import Pass, run_agent
 from edgekit.errors import DataError
 from edgekit.events import Event
 from edgekit.preprocess import Encoded, ImagePreprocessor, TextPreprocessor
@@ -18,6 +21,7 @@ from edgekit.project import Settings
 from edgekit.store import Store
 
 if TYPE_CHECKING:
+    from edgekit.filemodel import FileModel
     from edgekit.model import Model, Source
 
 # Sentences to run a file on when there is no data: enough to compare it with the original and
@@ -70,30 +74,37 @@ class Workbench:
         }
 
     @cached_property
-    def original(self) -> "Model":
+    def original(self) -> "Model | FileModel":
         """The fp32 model as it came."""
-        from edgekit.model import load_model
-
-        self.on_event(Event("stage-start", "load", f"loading {self.source.reference}"))
-        model = load_model(self.checkpoint, task=self.settings.task, pair=self.paired)
-        self.on_event(Event("stage-end", "load", model.task))
+        if self.source.kind == "file":
+            return self.outline
+        started = time.perf_counter()
+        title = f"loading {self.source.reference}"
+        self.on_event(Event("stage-start", "load", title))
+        model = self._load(pair=self.paired, meta=False)
+        seconds = time.perf_counter() - started
+        self.on_event(Event("stage-end", "load", f"{title}: {model.task}", seconds=seconds))
         return model
 
     @cached_property
-    def outline(self) -> "Model":
+    def outline(self) -> "Model | FileModel":
         """The original's shapes on the meta device: what plans are made with."""
-        from edgekit.model import load_model
-
-        if not self.paired:
-            return self._single
-        return load_model(self.checkpoint, task=self.settings.task, pair=True, meta=True)
+        return self._load(pair=True, meta=True) if self.paired else self._single
 
     @cached_property
-    def _single(self) -> "Model":
+    def _single(self) -> "Model | FileModel":
         """The outline of a model that reads one text: enough to know how to read the data."""
+        return self._load(pair=False, meta=True)
+
+    def _load(self, *, pair: bool, meta: bool) -> "Model | FileModel":
+        if self.source.kind == "file":
+            from edgekit.filemodel import read_file_model
+
+            assert self.source.path is not None
+            return read_file_model(self.source.path, self.settings.task)
         from edgekit.model import load_model
 
-        return load_model(self.checkpoint, task=self.settings.task, meta=True)
+        return load_model(self.checkpoint, task=self.settings.task, pair=pair, meta=meta)
 
     @property
     def paired(self) -> bool:
@@ -145,7 +156,20 @@ class Workbench:
         )
 
 
-def encode(model: "Model", rows: Rows, *, max_length: int | None = None) -> Encoded:
+def answers_of(model: "Model | FileModel", encoded: Encoded) -> npt.NDArray[np.float32]:
+    """The fp32 model's outputs for each row; an exported file is run by the agent."""
+    from edgekit.filemodel import FileModel
+
+    if isinstance(model, FileModel):
+        result = run_agent(model.artifact, encoded, [Pass("all", "outputs")], threads=2)
+        outputs: npt.NDArray[np.float32] = result["passes"]["all"]["outputs"]
+        return outputs
+    from edgekit.model import reference_outputs
+
+    return reference_outputs(model, encoded)
+
+
+def encode(model: "Model | FileModel", rows: Rows, *, max_length: int | None = None) -> Encoded:
     """Rows as the model's inputs. Raises DataError when they do not fit the model's kind."""
     if isinstance(model.preprocessor, TextPreprocessor):
         if rows.texts is None and rows.words is None:
@@ -162,7 +186,7 @@ def encode(model: "Model", rows: Rows, *, max_length: int | None = None) -> Enco
     return Encoded({name: np.asarray(rows.arrays[name]) for name in model.example}, None)
 
 
-def probe_rows(model: "Model") -> Rows:
+def probe_rows(model: "Model | FileModel") -> Rows:
     """Rows for a model without data: sentences, smooth pictures, or the module's example."""
     if isinstance(model.preprocessor, TextPreprocessor):
         if model.task == "token-classification":
@@ -172,7 +196,7 @@ def probe_rows(model: "Model") -> Rows:
     if isinstance(model.preprocessor, ImagePreprocessor):
         return Rows(images=_pictures(model.preprocessor))
     assert model.example is not None
-    return Rows(arrays={name: tensor.numpy() for name, tensor in model.example.items()})
+    return Rows(arrays={name: np.asarray(value) for name, value in model.example.items()})
 
 
 def _pictures(preprocessor: ImagePreprocessor, count: int = 8) -> np.ndarray[Any, Any]:

@@ -26,6 +26,7 @@ from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
 from edgekit.target import Target
 
 if TYPE_CHECKING:
+    from edgekit.filemodel import FileModel
     from edgekit.model import Model
 
 LABELS = "labels.json"
@@ -43,7 +44,7 @@ _ROLES: dict[str, tuple[Role, bool]] = {
 }
 
 
-def app_files(model: "Model") -> dict[str, str]:
+def app_files(model: "Model | FileModel") -> dict[str, str]:
     """Text files that an app ships beside the model, by name; their bytes count for the budget."""
     files = {}
     if isinstance(model.preprocessor, TextPreprocessor):

@@ -17,8 +17,9 @@ The job (see ``read_job``):
         {"name", "kind": "outputs", "rows": [..] or null, "batch": 1, "width": null}
             outputs of the rows, ``batch`` at a time, in the smallest bucket that holds
             them, or padded to ``width`` tokens
-        {"name", "kind": "latency", "rows": [..], "seconds": s, "warmup": n}
-            wall time of single rows at their true length, cycling through the rows
+        {"name", "kind": "latency", "rows": [..], "seconds": s, "samples": n, "warmup": n}
+            wall time of single rows at their true length, cycling through the rows until the
+            seconds or the samples are reached, and every row once
 
 The result: outputs (base64 of little-endian arrays), latency samples in seconds, load and
 first-run seconds, memory in bytes at start, with the runtime imported, after load and at the
@@ -162,7 +163,7 @@ def measure(call: Call, rows: Rows, step: Fields) -> Fields:
     samples, order = [], []
     deadline = clock() + step["seconds"]
     position = 0
-    while clock() < deadline or position < len(feeds):
+    while position < len(feeds) or (clock() < deadline and position < step["samples"]):
         feed = feeds[position % len(feeds)]
         started = clock()
         call(feed)

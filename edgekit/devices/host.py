@@ -29,7 +29,7 @@ class Pass:
 
     rows: which rows of the inputs; none means all. batch, width: for outputs (``width`` pads each
     call to that many tokens; none takes the true length, or its bucket).
-    seconds, warmup: for latency.
+    seconds, samples, warmup: for latency.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Pass:
     batch: int = 1
     width: int | None = None
     seconds: float = 0.0
+    samples: int = 2000
     warmup: int = 0
 
 

@@ -1,22 +1,33 @@
 """What writes a file: a model in, one file in one format out."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.artifact import SUFFIXES, Artifact, Format, Scheme
+from edgekit.errors import ModelError
+from edgekit.filemodel import FileModel
 
 if TYPE_CHECKING:
     from edgekit.model import Model
 
 
 def export_artifact(
-    model: "Model", folder: Path, format: Format, scheme: Scheme, lengths: Sequence[int] = ()
+    model: "Model | FileModel",
+    folder: Path,
+    format: Format,
+    scheme: Scheme,
+    lengths: Sequence[int] = (),
 ) -> Artifact:
     """Write the model into ``folder`` in one format; ``lengths`` are the buckets of TFLite.
 
-    Raises ExportError when the format cannot hold the model.
+    Raises ExportError when the format cannot hold the model, ModelError for an exported file
+    that cannot be brought to the scheme.
     """
+    if isinstance(model, FileModel):
+        return _rewrite(model, folder, scheme)
     if format == "onnx":
         from edgekit.export.onnx import export_onnx
 
@@ -28,3 +39,26 @@ def export_artifact(
     from edgekit.export.torchscript import export_torchscript
 
     return export_torchscript(model, folder, scheme=scheme)
+
+
+def _rewrite(model: FileModel, folder: Path, scheme: Scheme) -> Artifact:
+    """An exported file in the scheme; a TorchScript file as it is, for it cannot be edited."""
+    source = model.artifact
+    if source.format == "onnx":
+        from edgekit.export.onnx import quantize_onnx_file
+
+        written = quantize_onnx_file(source.path, folder, scheme=scheme)
+    elif source.format == "tflite":
+        from edgekit.export.tflite import quantize_tflite_file
+
+        written = quantize_tflite_file(source.path, folder, scheme=scheme)
+    elif scheme == "fp32":
+        path = folder / f"model{SUFFIXES['torchscript']}"
+        shutil.copyfile(source.path, path)
+        written = replace(source, path=path)
+    else:
+        raise ModelError(
+            f"{source.path} is TorchScript, which cannot be brought to {scheme}; give its "
+            "checkpoint, or --scheme fp32"
+        )
+    return replace(written, lengths=source.lengths)

@@ -27,19 +27,12 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
 from edgekit.export.lengths import default_lengths
+from edgekit.export.tflite_any_length import graph_for_any_length
 from edgekit.export.tflite_convert import convert, name_tensors
-from edgekit.export.tflite_graph import (
-    Graph,
-    Program,
-    Signature,
-    describe,
-    read_program,
-    type_name,
-    write_program,
-)
+from edgekit.export.tflite_file import read_program, write_program
+from edgekit.export.tflite_graph import Graph, Program, Signature, describe, type_name
 from edgekit.export.tflite_lengths import (
     CannotLearnError,
-    graph_for_any_length,
     graph_for_length,
     learn_lengths,
     shorten,

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
-from edgekit.export.tflite_graph import Graph, read_program
+from edgekit.export.tflite_file import read_program
+from edgekit.export.tflite_graph import Graph
 from edgekit.export.tflite_simplify import simplify
 from edgekit.export.tracing import quiet_tracing
 
@@ -71,9 +72,9 @@ def name_tensors(graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:
         tensor.name = f"input_{number}"
     for number, op in enumerate(graph.operators):
         place = f"{op.kernel.name.lower()}_{number}"
-        for read in op.inputs:
+        for at, read in enumerate(op.inputs):
             if read is not None and read.data is not None:
-                read.name = known.get(_fingerprint(read.data), f"{place}.constant")
+                read.name = known.get(_fingerprint(read.data), f"{place}.input_{at}")
         for made in op.outputs:
             made.name = place
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.export.tflite_graph import Bytes, Operator, Program, Tensor, constant, operator
+from edgekit.export.tflite_graph import Bytes, Operator, Program, Tensor, constant, operator, schema
 from edgekit.steps.quantize.grid import Float32, Int8, quantize_int8
 
 # The version of each operator that its int8 form asks for (op_version.cc in TensorFlow).
@@ -79,7 +79,7 @@ def _has_float_weight(op: Operator) -> bool:
     return (
         weight is not None
         and weight.data is not None
-        and weight.type == _schema().TensorType.FLOAT32
+        and weight.type == schema().TensorType.FLOAT32
     )
 
 
@@ -134,7 +134,7 @@ def _convolution(op: Operator, grid: _Grid) -> list[Operator]:
 
 
 def _multiply(left: Tensor, right: Tensor, output: Tensor, activation: int = 0) -> Operator:
-    options = _schema().MulOptionsT()
+    options = schema().MulOptionsT()
     options.fusedActivationFunction = activation
     return operator("MUL", [left, right], [output], options=options)
 
@@ -151,15 +151,9 @@ def _like(tensor: Tensor, name: str, width: int | None = None) -> Tensor:
 
 def _scaled(scales: Any, axis: int = 0) -> Any:
     """Schema fields that say: symmetric, ``scales`` along ``axis``."""
-    fields = _schema().TensorT()
-    fields.quantization = _schema().QuantizationParametersT()
+    fields = schema().TensorT()
+    fields.quantization = schema().QuantizationParametersT()
     fields.quantization.scale = np.asarray(scales, np.float32)
     fields.quantization.zeroPoint = np.zeros(len(scales), np.int64)
     fields.quantization.quantizedDimension = axis
     return fields
-
-
-def _schema() -> Any:
-    from ai_edge_litert import schema_py_generated
-
-    return schema_py_generated

@@ -1,8 +1,7 @@
 """Every sequence length from two: how a graph depends on its length.
 
 A converter makes a graph for one length, in seconds. Two such graphs, for lengths a < b, show
-what depends on the length; any other length, and one graph for all lengths, follow in
-milliseconds. Rules:
+what depends on the length, and the graph for any other length follows in milliseconds. Rules:
 
 1. Both graphs have the same operators, wired the same, with the same options.
 2. A dimension is the same in both, or ``k * length + c`` with a whole k and a c of -2 to 2 (the
@@ -14,15 +13,9 @@ milliseconds. Rules:
 5. What breaks a rule (a mean's 1 / length, say) cannot be learned, and each length needs a
    conversion of its own.
 
-For one length, blocks are sliced from one constant; where a SLICE is unwelcome, each length
-stores its own. For any length:
-
-6. The length is -1 in shapes to RESHAPE to, once each. Other integers may not depend on it.
-7. A leading block of rows is looked up, row by row, by position: how many tokens the attention
-   mask has before. (Padding gets the position of the next token; it is masked.) Other blocks
-   cannot be had.
-
-Constants that do not depend on the length are the same arrays in all graphs.
+A block is sliced from the one constant that all lengths share; where a SLICE is unwelcome, each
+length stores its own. Constants that do not depend on the length are the same arrays in all
+graphs.
 """
 
 from __future__ import annotations
@@ -40,11 +33,11 @@ from edgekit.export.tflite_graph import (
     Tensor,
     constant,
     operator,
+    schema,
     type_name,
 )
 
 _LARGEST_OFFSET = 2
-_ANY = -1
 
 
 class CannotLearnError(ValueError):
@@ -139,77 +132,10 @@ def graph_for_length(pattern: Pattern, length: int, *, slices: bool = True) -> G
             return part, [_slice(tensor, part, [span.start for span in block])]
         return constant(tensor.name, tensor.values()[block]), []
 
-    return _remake(pattern.graph, make)
+    return remake(pattern.graph, make)
 
 
-def graph_for_any_length(pattern: Pattern, mask: Tensor) -> Graph:
-    """One graph for every length up to the pattern's longest.
-
-    mask: that input of the pattern's graph which is the attention mask, int32 [1, length]: ones,
-    then zeros. Raises CannotLearnError when the graph breaks rule 6 or 7.
-    """
-    shapes = {id(op.inputs[1]) for op in pattern.graph.operators if op.kernel.name == "RESHAPE"}
-    positions = _Positions(_free(mask, mask.shape, [1]))
-
-    def make(tensor: Tensor) -> tuple[Tensor, list[Operator]]:
-        if tensor is mask:
-            return positions.mask, []
-        if id(tensor) in pattern.integers:
-            lines = pattern.integers[id(tensor)]
-            if id(tensor) not in shapes or sum(line.slope > 0 for line in lines) != 1:
-                raise CannotLearnError(f"{tensor.name} holds the length where no -1 can stand")
-            values = [_ANY if line.slope else line.offset for line in lines]
-            return constant(tensor.name, np.array(values, np.int32)), []
-        axes = pattern.varying_axes(tensor)
-        if not axes:
-            return tensor, []
-        if tensor.data is None:
-            return _free(tensor, pattern.shape(tensor, 1), axes), []
-        *ones, rows, width = tensor.shape
-        leading = not any(line.slope for line in pattern.starts[id(tensor)])
-        if not leading or axes != [len(ones)] or rows != pattern.longest or set(ones) > {1}:
-            raise CannotLearnError(f"{tensor.name} is no table with a row for each position")
-        return positions.look_up(tensor, tensor.values().reshape(rows, width))
-
-    return _remake(pattern.graph, make)
-
-
-class _Positions:
-    """The position of each token, worked out from the mask for the first table that asks."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-        self.counts: Tensor | None = None
-
-    def look_up(self, table: Tensor, rows: Any) -> tuple[Tensor, list[Operator]]:
-        """The table's rows for the positions, and the operators that fetch them."""
-        first: list[Operator] = []
-        if self.counts is None:
-            options = _schema().CumsumOptionsT()
-            options.exclusive = True
-            flat = constant("positions.shape", np.array([_ANY], np.int32))
-            before = _free(self.mask, self.mask.shape, [1], "positions.row")
-            self.counts = _free(self.mask, (1,), [0], "positions")
-            along = constant("positions.axis", np.array(1, np.int32))
-            first = [
-                operator("CUMSUM", [self.mask, along], [before], options=options),
-                operator("RESHAPE", [before, flat], [self.counts]),
-            ]
-        found = _free(table, (1, rows.shape[1]), [0], f"{table.name}.rows")
-        first.append(
-            operator("EMBEDDING_LOOKUP", [self.counts, constant(table.name, rows)], [found])
-        )
-        return found, first
-
-
-def _free(like: Tensor, shape: tuple[int, ...], axes: list[int], name: str = "") -> Tensor:
-    """A value whose ``axes`` vary from run to run; ``shape`` has a 1 there, by custom."""
-    fields = _schema().TensorT()
-    fields.shapeSignature = [_ANY if axis in axes else size for axis, size in enumerate(shape)]
-    return Tensor(name or like.name, like.type, shape, fields=fields)
-
-
-def _remake(graph: Graph, make: Callable[[Tensor], tuple[Tensor, list[Operator]]]) -> Graph:
+def remake(graph: Graph, make: Callable[[Tensor], tuple[Tensor, list[Operator]]]) -> Graph:
     """A copy with other tensors. ``make`` also says which operators must run before."""
     made: dict[int, Tensor] = {}
     operators: list[Operator] = []
@@ -286,22 +212,16 @@ def _pairs(short: Graph, long: Graph) -> list[tuple[Tensor, Tensor]]:
 def _options(op: Operator) -> dict[str, Any]:
     """An operator's options as plain values, to compare."""
     options = op.fields.builtinOptions
-    if options is None or op.kernel.name == "RESHAPE":  # whose shape is an input, too
-        return {}
+    if options is None or (op.kernel.name == "RESHAPE" and len(op.inputs) > 1):
+        return {}  # a RESHAPE's shape is an input; then the one in its options is not read
     return {name: np.asarray(value).tolist() for name, value in vars(options).items()}
 
 
 def _slice(whole: Tensor, part: Tensor, start: list[int]) -> Operator:
     begin = constant(f"{part.name}.begin", np.array(start, np.int32))
     size = constant(f"{part.name}.size", np.array(part.shape, np.int32))
-    return operator("SLICE", [whole, begin, size], [part], options=_schema().SliceOptionsT())
+    return operator("SLICE", [whole, begin, size], [part], options=schema().SliceOptionsT())
 
 
 def _span(start: int, size: int) -> slice:
     return slice(start, start + size)
-
-
-def _schema() -> Any:
-    from ai_edge_litert import schema_py_generated
-
-    return schema_py_generated

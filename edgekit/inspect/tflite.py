@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from edgekit.errors import ModelError
-from edgekit.export.tflite_graph import describe, read_program, type_name
+from edgekit.export.tflite_file import read_program
+from edgekit.export.tflite_graph import describe, type_name
 from edgekit.inspect import Contents, StoredTensor
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.devices.host import Pass, run_agent
 from edgekit.errors import EdgekitError
+from edgekit.filemodel import FileModel
 from edgekit.measure.parity import TOLERANCE, compare
 from edgekit.measure.proof import per_answer
 from edgekit.preprocess import Encoded
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 _ROWS = 64
 
 
-def first_divergence(model: "Model", encoded: Encoded, artifact: Artifact) -> str:
+def first_divergence(model: "Model | FileModel", encoded: Encoded, artifact: Artifact) -> str:
     """Name of the first stage whose outputs leave the fp32 ``model``'s beyond rounding.
 
     The stages are the clean forward that is exported, the float file, and the scheme.
     """
+    if isinstance(model, FileModel):
+        return f"the {artifact.scheme} quantization"
     import torch
 
     from edgekit.export import export_artifact

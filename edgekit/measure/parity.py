@@ -14,6 +14,8 @@ from edgekit.target import Target
 # deviation. Measured on MiniLM / BANKING77: fp32 1e-6, fp16 4e-4, int8-dynamic 0.05; a wrong
 # file (a scale lost, a mask ignored) is above 0.5.
 TOLERANCE: dict[Scheme, float] = {"fp32": 1e-3, "fp16": 0.02, "int8-dynamic": 0.25}
+# Rows from which a share of equal predictions says something.
+_ENOUGH = 50
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,21 @@ def compare(
 def too_far(difference: Difference, target: Target, scheme: Scheme) -> str | None:
     """Why this difference is beyond the target's tolerance, or ``None`` when it is within.
 
-    The share of equal predictions fails only when the upper end of its 95 % interval is below
-    the target's, so that a handful of rows cannot fail a good file. Not a number always fails.
+    The share of equal predictions counts from 50 rows on, and fails only when the upper end of
+    its 95 % interval is below the target's: near ties turn, and a handful of them must not fail
+    a good file. Not a number always fails.
     """
     from edgekit.measure.accuracy import interval
 
     limit = target.parity.difference or TOLERANCE[scheme]
     if not difference.error <= limit:
         return f"outputs are off by {difference.error:.3g} of their spread (limit {limit:g})"
+    if difference.rows < _ENOUGH:
+        return None
     upper = interval(difference.agreement, difference.rows)[1]
     if not upper >= target.parity.agreement:
         return (
             f"only {difference.agreement:.1%} of {difference.rows} predictions agree with the "
-            f"original (limit {target.parity.agreement:.0%})"
+            f"fp32 model's (limit {target.parity.agreement:.0%})"
         )
     return None

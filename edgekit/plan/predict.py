@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Format, Scheme
+from edgekit.filemodel import FileModel
+from edgekit.inspect import read_contents
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +29,19 @@ _TORCHSCRIPT_OPERATOR = 420
 _TORCHSCRIPT_FILE = 30000
 
 
-def weight_bytes(model: "Model") -> int:
-    """Bytes of the model's parameters in fp32, tied ones once."""
+def weight_bytes(model: "Model | FileModel") -> int:
+    """Bytes of the model's parameters in fp32, tied ones once; of an exported file, its bytes."""
+    if isinstance(model, FileModel):
+        return model.artifact.bytes
     return 4 * sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def predicted_bytes(model: "Model", format: Format, scheme: Scheme, lengths: Sequence[int]) -> int:
+def predicted_bytes(
+    model: "Model | FileModel", format: Format, scheme: Scheme, lengths: Sequence[int]
+) -> int:
     """Bytes of the file that ``export_artifact`` will write for this model on the meta device."""
+    if isinstance(model, FileModel):
+        return _rewritten_bytes(model, scheme)
     from edgekit.model import export_forward
 
     forward = export_forward(model, decomposed_norm=format == "tflite")
@@ -46,6 +54,18 @@ def predicted_bytes(model: "Model", format: Format, scheme: Scheme, lengths: Seq
     if format == "onnx":
         return total + _ONNX_FILE + operators * _ONNX_OPERATOR
     return total + _TORCHSCRIPT_FILE + operators * _TORCHSCRIPT_OPERATOR
+
+
+def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
+    """An exported file in a scheme: its float matrices shrink, the rest stays."""
+    total = model.artifact.bytes
+    if scheme == "fp32":
+        return total
+    for tensor in read_contents(model.artifact.path).tensors:
+        if tensor.dtype == "float32" and len(tensor.shape) >= 2:
+            narrow = tensor.bytes // 2 if scheme == "fp16" else tensor.bytes // 4
+            total -= tensor.bytes - narrow
+    return total
 
 
 def _used(

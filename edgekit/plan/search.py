@@ -8,9 +8,11 @@ from edgekit.artifact import Format, Scheme
 from edgekit.bundle.write import app_files
 from edgekit.errors import RecipeError, UsageError
 from edgekit.export.lengths import choose_lengths, default_lengths
+from edgekit.filemodel import FileModel
 from edgekit.plan.predict import predicted_bytes, weight_bytes
 from edgekit.plan.propose import Plan, Predicted, misfit
 from edgekit.preprocess import TextPreprocessor
+from edgekit.project import Settings
 from edgekit.recipe import StepSpec, make_step
 from edgekit.step import Context, apply_steps
 from edgekit.target import Target
@@ -25,8 +27,10 @@ _MARGIN = 0.99
 
 def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
+    if isinstance(work.outline, FileModel):
+        _check_file(work.outline, work.settings, targets)
     limit = work.settings.budget.size
-    notes = list(work.data.notes)
+    notes = [*work.outline.lineage, *work.data.notes]
     if work.data.eval is None:
         notes.append("no data: the accuracy of the files is not proven; give --data and --eval")
     tried: list[Draft] = []
@@ -63,11 +67,13 @@ class Draft:
 
 def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ...]) -> Draft:
     context = Context(work.data.train, work.settings.seed)
-    model = apply_steps([spec.step for spec in steps], work.outline, context)
+    model = work.outline
+    if not isinstance(model, FileModel):
+        model = apply_steps([spec.step for spec in steps], model, context)
     lengths = _lengths(work, model)
     predicted = tuple(_predict(work, model, target, lengths) for target in targets)
     tokens = 0
-    if model.architecture is not None and model.architecture.reads_text:
+    if not isinstance(model, FileModel) and model.architecture and model.architecture.reads_text:
         tokens = model.architecture.word_embeddings(model.module).num_embeddings
     return Draft(steps, lengths, predicted, tokens)
 
@@ -76,6 +82,8 @@ def _candidates(work: Workbench, notes: list[str]) -> list[tuple[StepSpec, ...]]
     """Step lists to try, in order of harm (rule 2 of ``propose``)."""
     if work.settings.steps:
         return [work.settings.steps]
+    if isinstance(work.outline, FileModel):
+        return [()]
     trim = make_step("trim-vocabulary", {})
     try:
         trim.step.requires(work.outline, Context(work.data.train, work.settings.seed))
@@ -108,7 +116,24 @@ def _spend_the_rest(
     return trimmed
 
 
-def _lengths(work: Workbench, model: "Model") -> tuple[int, ...]:
+def _check_file(model: FileModel, settings: Settings, targets: Sequence[Target]) -> None:
+    """What an exported file cannot be: another format, or changed by steps on the model."""
+    path, format = model.artifact.path, model.artifact.format
+    if settings.steps:
+        raise RecipeError(
+            f"{path} is an exported file, and steps change a checkpoint; leave out --step, or give "
+            "the checkpoint"
+        )
+    for target in targets:
+        if any(each != format for each in settings.formats or target.formats):
+            takes = ", ".join(settings.formats or target.formats)
+            raise UsageError(
+                f"{path} is {format}, and {target.name} is built as {takes}; give the checkpoint, "
+                f"or choose --format {format} where the target takes it"
+            )
+
+
+def _lengths(work: Workbench, model: "Model | FileModel") -> tuple[int, ...]:
     """Sequence-length buckets: as set, or chosen from the training text."""
     if not isinstance(model.preprocessor, TextPreprocessor):
         return ()
@@ -128,7 +153,7 @@ def _lengths(work: Workbench, model: "Model") -> tuple[int, ...]:
 
 
 def _predict(
-    work: Workbench, model: "Model", target: Target, lengths: tuple[int, ...]
+    work: Workbench, model: "Model | FileModel", target: Target, lengths: tuple[int, ...]
 ) -> Predicted:
     formats: tuple[Format, ...] = work.settings.formats or target.formats
     allowed = (*target.formats, *target.on_request)

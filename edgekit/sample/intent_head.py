@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.parallel import parallel
+
 if TYPE_CHECKING:
     import torch
     from transformers import BertForSequenceClassification
@@ -75,27 +77,32 @@ def _cls_states(
     """The encoder's last state of each text's first token: float32 [N, hidden]."""
     import torch
     from tokenizers import Tokenizer
+    from torch.nn.utils.rnn import pad_sequence
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
     tokenizer.no_padding()
     tokenizer.enable_truncation(model.config.max_position_embeddings)
     ids = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
     by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    states = torch.empty(len(ids), model.config.hidden_size)
-    for start in range(0, len(ids), _ENCODER_BATCH):
-        batch = by_length[start : start + _ENCODER_BATCH]
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [ids[row] for row in batch],
-            batch_first=True,
-            padding_value=model.config.pad_token_id or 0,
+    batches = [
+        by_length[start : start + _ENCODER_BATCH] for start in range(0, len(ids), _ENCODER_BATCH)
+    ]
+
+    def encode(batch: list[int]) -> torch.Tensor:
+        chosen = [ids[row] for row in batch]
+        padded = pad_sequence(
+            chosen, batch_first=True, padding_value=model.config.pad_token_id or 0
         )
-        mask = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones_like(ids[row]) for row in batch], batch_first=True
-        )
+        mask = pad_sequence([torch.ones_like(row) for row in chosen], batch_first=True)
         with torch.no_grad():
             output = model.bert(input_ids=padded, attention_mask=mask)
-        states[batch] = output.last_hidden_state[:, 0]
-        on_progress(_ENCODER_SHARE * (start + len(batch)) / len(ids))
+        first: torch.Tensor = output.last_hidden_state[:, 0]
+        return first
+
+    states = torch.empty(len(ids), model.config.hidden_size)
+    for number, (batch, found) in enumerate(zip(batches, parallel(encode, batches), strict=True)):
+        states[batch] = found
+        on_progress(_ENCODER_SHARE * (number + 1) / len(batches))
     return states
 
 
