@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def parallel(job: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``job`` of each item, in order, as they get done. Torch releases the interpreter's lock while it computes."""
+    """``job`` of each item, in order; torch computes without the interpreter's lock."""
     import torch
 
     before = torch.get_num_threads()

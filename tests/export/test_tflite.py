@@ -290,6 +290,27 @@ def test_every_family_answers_like_torch(family: str, task: str, tmp_path: Path)
         assert version <= KNOWN_TO_2_14[operator], operator
 
 
+@pytest.mark.slow
+def test_graphs_that_teach_nothing_are_converted_one_by_one(
+    bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.export.tflite_lengths import CannotLearnError
+
+    def refuse(*graphs: Any) -> None:
+        raise CannotLearnError("nothing")
+
+    monkeypatch.setattr("edgekit.export.tflite.learn_lengths", refuse)
+    artifact = export_tflite(
+        bert, tmp_path, scheme="int8-dynamic", lengths=BUCKETS, any_length=True
+    )
+    assert artifact.lengths == BUCKETS
+    rows = encoded(bert)
+    found = run_all(artifact.path, rows, bert.inputs)
+    np.testing.assert_allclose(found, reference_outputs(bert, rows), atol=0.25)
+    contents = [bytes(b.data) for b in raw_model(artifact.path).buffers if b.data is not None]
+    assert len(contents) == len(set(contents))
+
+
 # Float files of others
 
 
