@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.bundle.verify import VerifyResult
+    from edgekit.contents import Contents
     from edgekit.events import Event
-    from edgekit.inspect import Contents
     from edgekit.pipeline import BuildResult
 
 __version__ = "0.1.0"
@@ -107,7 +107,7 @@ def bench(
 
 def inspect(file: str | Path) -> "Contents":
     """What is inside an ONNX, TFLite or TorchScript file, read without running it."""
-    from edgekit.inspect import read_contents
+    from edgekit.contents import read_contents
 
     return read_contents(Path(file))
 

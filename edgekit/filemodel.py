@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, Tensor
+from edgekit.contents import read_contents
 from edgekit.errors import ModelError
-from edgekit.inspect import read_contents
 from edgekit.model import Problem, Task, check_task
 from edgekit.preprocess import Array, TextPreprocessor
 

@@ -21,8 +21,8 @@ def run(
     Inputs, outputs, ops, bytes per dtype and the largest tensors.
     """
     from edgekit.artifact import SUFFIXES
+    from edgekit.contents import read_contents
     from edgekit.errors import ModelError
-    from edgekit.inspect import read_contents
 
     files = [path]
     if path.is_dir():

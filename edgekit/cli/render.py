@@ -15,7 +15,7 @@ from edgekit.events import Event, Sink, silent
 from edgekit.units import format_bytes, format_percent, format_seconds, format_signed_points
 
 if TYPE_CHECKING:
-    from edgekit.inspect import Contents
+    from edgekit.contents import Contents
     from edgekit.pipeline import BuildResult, BundleResult
     from edgekit.project import Settings
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Scheme
-from edgekit.errors import ExportError, ModelError
-from edgekit.inspect.onnx import (
+from edgekit.contents.onnx import (
     all_nodes,
     load_onnx,
     model_inputs,
     model_outputs,
     subgraphs,
 )
+from edgekit.errors import ExportError, ModelError
 from edgekit.model import Model, export_forward
 from edgekit.units import format_bytes
 

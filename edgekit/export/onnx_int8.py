@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ModelError
-from edgekit.inspect.onnx import subgraphs
 from edgekit.steps.quantize.grid import quantize_int8
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Scheme, Tensor
+from edgekit.contents.torchscript import SIGNATURE
 from edgekit.errors import ExportError
 from edgekit.export.tracing import (
     Example,
@@ -24,7 +25,6 @@ from edgekit.export.tracing import (
     quiet_tracing,
     root_cause,
 )
-from edgekit.inspect.torchscript import SIGNATURE
 from edgekit.model import Model, export_forward
 
 if TYPE_CHECKING:

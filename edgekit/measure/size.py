@@ -1,8 +1,8 @@
 """Bytes per dtype of a file, and the guard that a quantized file is what it says."""
 
 from edgekit.artifact import Artifact
+from edgekit.contents import Contents
 from edgekit.errors import ProofError
-from edgekit.inspect import Contents
 
 _DTYPES = {"int8-dynamic": "int8", "fp16": "float16"}
 # Float matrices that may stay, as a share of the narrow bytes: position rows, mostly.

@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.artifact import Artifact
+from edgekit.contents import read_contents
 from edgekit.data import Rows
 from edgekit.errors import ExportError, ModelError
 from edgekit.export.onnx import export_onnx, quantize_onnx_file
-from edgekit.inspect import read_contents
 from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
 from tests.export.cases import INT8_COSINE, Array, case, tells_of_this_machine

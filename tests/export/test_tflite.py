@@ -268,10 +268,17 @@ def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> N
 # Other families and tasks
 
 
+OTHER_TASKS = [
+    ("bert", "token-classification"),
+    ("xlnet", "token-classification"),
+    ("bert", "sentence-embedding"),
+    ("albert", "sentence-embedding"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
 @pytest.mark.parametrize(
-    "task", ["text-classification", "token-classification", "sentence-embedding"]
+    ("family", "task"), [*((name, "text-classification") for name in TEXT_FAMILIES), *OTHER_TASKS]
 )
 def test_every_family_answers_like_torch(family: str, task: str, tmp_path: Path) -> None:
     model = make(tmp_path / "model", family, task)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact
+from edgekit.contents import read_contents
 from edgekit.errors import ExportError
 from edgekit.export.torchscript import export_torchscript
-from edgekit.inspect import read_contents
 from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
 from tests.export.cases import INT8_COSINE, Array, case, tells_of_this_machine

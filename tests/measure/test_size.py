@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from edgekit.artifact import Artifact, Format
+from edgekit.contents import read_contents
 from edgekit.errors import ProofError
 from edgekit.export import export_artifact
-from edgekit.inspect import read_contents
 from edgekit.measure.size import check_scheme
 from edgekit.model import identify, load_model
 from tests.tiny import tiny_checkpoint

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Tensor
+from edgekit.contents import Contents, StoredTensor
 from edgekit.errors import ModelError
-from edgekit.inspect import Contents, StoredTensor
 
 # Where an exporter of ours describes the inputs and outputs, which TorchScript itself does not.
 SIGNATURE = "extra/edgekit.json"

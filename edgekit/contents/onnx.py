@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.artifact import Tensor
+from edgekit.contents import Contents, StoredTensor
 from edgekit.errors import ModelError
-from edgekit.inspect import Contents, StoredTensor
 
 if TYPE_CHECKING:
     import onnx

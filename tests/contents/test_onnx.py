@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.artifact import Tensor
+from edgekit.contents import StoredTensor, read_contents
 from edgekit.errors import ModelError
-from edgekit.inspect import StoredTensor, read_contents
 
 
 def small(**options: Any) -> onnx.ModelProto:

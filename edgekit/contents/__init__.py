@@ -56,14 +56,14 @@ def read_contents(path: Path) -> Contents:
     """
     format = identify_format(path)
     if format == "onnx":
-        from edgekit.inspect.onnx import read_onnx
+        from edgekit.contents.onnx import read_onnx
 
         return read_onnx(path)
     if format == "tflite":
-        from edgekit.inspect.tflite import read_tflite
+        from edgekit.contents.tflite import read_tflite
 
         return read_tflite(path)
-    from edgekit.inspect.torchscript import read_torchscript
+    from edgekit.contents.torchscript import read_torchscript
 
     return read_torchscript(path)
 

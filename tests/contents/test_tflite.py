@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgekit.contents import read_contents
+from edgekit.contents.tflite import read_tflite
 from edgekit.errors import ModelError
-from edgekit.inspect import read_contents
-from edgekit.inspect.tflite import read_tflite
 
 
 @pytest.fixture(scope="module")

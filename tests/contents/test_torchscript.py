@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from edgekit.artifact import Tensor
+from edgekit.contents import StoredTensor, read_contents
 from edgekit.errors import ModelError
-from edgekit.inspect import StoredTensor, read_contents
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch:DeprecationWarning", "ignore:.*torch.q")
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from edgekit.contents import Contents, StoredTensor
 from edgekit.errors import ModelError
 from edgekit.export.tflite_file import read_program
 from edgekit.export.tflite_graph import describe, type_name
-from edgekit.inspect import Contents, StoredTensor
 
 
 def read_tflite(path: Path) -> Contents:
