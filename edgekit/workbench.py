@@ -83,7 +83,7 @@ class Workbench:
         self.on_event(Event("stage-start", "load", title))
         model = self._load(pair=self.paired, meta=False)
         seconds = time.perf_counter() - started
-        self.on_event(Event("stage-end", "load", f"{title}: {model.task}", seconds=seconds))
+        self.on_event(Event("stage-end", "load", title, seconds=seconds))
         return model
 
     @cached_property

@@ -18,8 +18,9 @@ WordPiece only: Unigram and byte-level BPE vocabularies are refused by name.
 """
 
 import collections
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,9 @@ class TrimVocabulary:
     def apply(self, model: "Model", context: Context) -> "Model":
         assert isinstance(model.preprocessor, TextPreprocessor) and model.architecture is not None
         assert context.rows is not None
-        texts = list(_texts(context.rows))
+        texts = tuple(_texts(context.rows))
         fields = json.loads(model.preprocessor.tokenizer_json)
-        used = self._counts(model.preprocessor.tokenizer_json, texts)
+        used = self._used(model.preprocessor.tokenizer_json, texts)
         kept = kept_tokens(fields, used, self.common)
         before = len(fields["model"]["vocab"])
         preprocessor = replace(
@@ -74,7 +75,10 @@ class TrimVocabulary:
             tokenizer_json=rewrite_tokenizer(fields, kept),
             pad_id=kept.index(model.preprocessor.pad_id),
         )
-        _refuse_new_unknowns(model.preprocessor.tokenizer_json, preprocessor.tokenizer_json, texts)
+        if not model.architecture.word_embeddings(model.module).weight.is_meta:
+            _refuse_new_unknowns(
+                model.preprocessor.tokenizer_json, preprocessor.tokenizer_json, texts
+            )
         return replace(
             model,
             module=model.architecture.keep_word_rows(model.module, kept),
@@ -89,20 +93,25 @@ class TrimVocabulary:
         if tokens != rows:
             raise RecipeError(f"trim-vocabulary: {tokens} tokens but {rows} embedding rows")
 
-    def _counts(self, tokenizer_json: str, texts: Iterable[str]) -> collections.Counter[int]:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-        counts: collections.Counter[int] = collections.Counter()
-        for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-            counts.update(encoding.ids)
-        counts = collections.Counter({i: n for i, n in counts.items() if n >= self.min_count})
+    def _used(self, tokenizer_json: str, texts: tuple[str, ...]) -> set[int]:
+        """Ids that the training text or the word list asks for (rule 1)."""
+        counts = token_counts(tokenizer_json, texts)
+        used = {index for index, count in counts.items() if count >= self.min_count}
         if self.words is not None:
-            for encoding in tokenizer.encode_batch(
-                _read_words(self.words), add_special_tokens=False
-            ):
-                counts.update(encoding.ids)
-        return counts
+            used |= token_counts(tokenizer_json, _read_words(self.words)).keys()
+        return used
+
+
+@functools.lru_cache(maxsize=4)
+def token_counts(tokenizer_json: str, texts: tuple[str, ...]) -> Mapping[int, int]:
+    """How often each id occurs in the texts, without special tokens. Plans ask several times."""
+    from tokenizers import Tokenizer
+
+    counts: collections.Counter[int] = collections.Counter()
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        counts.update(encoding.ids)
+    return counts
 
 
 def kept_tokens(fields: dict[str, Any], used: Iterable[int], common: int = 0) -> list[int]:
@@ -192,14 +201,14 @@ def _texts(rows: Any) -> Iterable[str]:
         yield " ".join(words)
 
 
-def _read_words(path: Path) -> list[str]:
+def _read_words(path: Path) -> tuple[str, ...]:
     try:
-        return path.read_text(encoding="utf-8").split()
+        return tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"trim-vocabulary: cannot read the word list {path}: {error}") from None
 
 
-def _refuse_new_unknowns(before: str, after: str, texts: list[str]) -> None:
+def _refuse_new_unknowns(before: str, after: str, texts: Sequence[str]) -> None:
     """Rule 5, on every training text."""
     from tokenizers import Tokenizer
 
@@ -209,7 +218,7 @@ def _refuse_new_unknowns(before: str, after: str, texts: list[str]) -> None:
         tokenizer = Tokenizer.from_str(tokenizer_json)
         return [
             encoding.ids.count(index)
-            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
+            for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
     for text, old, new in zip(texts, unknowns(before), unknowns(after)):
