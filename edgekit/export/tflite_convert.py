@@ -43,7 +43,7 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...], path: Path) -
         try:
             litert_torch.convert(forward, samples).export(str(path))
         except Exception as error:  # the module's own code runs here, and may raise anything
-            reason = str(error).strip().splitlines()[0][:160]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ExportError(
                 f"litert-torch cannot write this model as TFLite ({reason}); try --format onnx"
             ) from error
