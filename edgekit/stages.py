@@ -197,17 +197,19 @@ def export(
     """Write the model in one format with the target's scheme."""
     scheme = work.settings.scheme or target.scheme
     lengths = plan.lengths if format == "tflite" else ()
+    any_length = format == "tflite" and plan.any_length(scheme)
     inputs = {
         "model": compressed.entry.key,
         "format": format,
         "scheme": scheme,
         "lengths": list(lengths),
+        "any_length": any_length,
     }
 
     def produce(folder: Path) -> None:
         from edgekit.export import export_artifact
 
-        artifact = export_artifact(compressed.model, folder, format, scheme, lengths)
+        artifact = export_artifact(compressed.model, folder, format, scheme, lengths, any_length)
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 
     entry = _run(work, "export", f"writing {format} {scheme}", inputs, produce)

@@ -84,6 +84,7 @@ class Architecture:
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
     of a later one was trained without.
+    frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
     BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;
     -100 leaves room for models with larger scores. Far below, static int8 suffers: its range
@@ -97,6 +98,7 @@ class Architecture:
     token_types: Literal["never", "pairs", "always"] = "never"
     types_until: int | None = None
     masked_score: float = -100.0
+    frees_length: bool = True
 
     @property
     def reads_text(self) -> bool:

@@ -136,4 +136,5 @@ ARCHITECTURE = Architecture(
     head=_head,
     token_types="pairs",
     masked_score=-1e4,
+    frees_length=False,
 )

@@ -65,4 +65,10 @@ def _distances(encoder: Any) -> Tensor:
     return rows
 
 
-ARCHITECTURE = Architecture(forward=_forward, embeddings=_embeddings, layers=_layers, head=_head)
+ARCHITECTURE = Architecture(
+    forward=_forward,
+    embeddings=_embeddings,
+    layers=_layers,
+    head=_head,
+    frees_length=False,
+)

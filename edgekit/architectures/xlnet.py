@@ -188,4 +188,5 @@ ARCHITECTURE = Architecture(
     head=_head,
     token_types="always",
     types_until=4,
+    frees_length=False,
 )

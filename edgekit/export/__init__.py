@@ -20,10 +20,12 @@ def export_artifact(
     format: Format,
     scheme: Scheme,
     lengths: Sequence[int] = (),
+    any_length: bool = False,
 ) -> Artifact:
-    """Write the model into ``folder`` in one format; ``lengths`` are the buckets of TFLite.
+    """Write the model into ``folder`` in one format.
 
-    Raises ExportError when the format cannot hold the model, ModelError for an exported file
+    lengths: the buckets of TFLite. any_length: one TFLite signature for any length instead,
+    where the graph allows it. Raises ExportError when the format cannot hold the model, ModelError for an exported file
     that cannot be brought to the scheme.
     """
     if isinstance(model, FileModel):
@@ -35,7 +37,7 @@ def export_artifact(
     if format == "tflite":
         from edgekit.export.tflite import export_tflite
 
-        return export_tflite(model, folder, scheme=scheme, lengths=lengths)
+        return export_tflite(model, folder, scheme=scheme, lengths=lengths, any_length=any_length)
     from edgekit.export.torchscript import export_torchscript
 
     return export_torchscript(model, folder, scheme=scheme)

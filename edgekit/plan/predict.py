@@ -43,19 +43,28 @@ def weight_bytes(model: "Model | FileModel") -> int:
 def predicted_bytes(
     model: "Model | FileModel", format: Format, scheme: Scheme, lengths: Sequence[int]
 ) -> int:
-    """Bytes of the file that ``export_artifact`` will write for this model on the meta device."""
+    """Bytes of the file that ``export_artifact`` will write for this model on the meta device.
+
+    lengths: the buckets of a TFLite file; none when it has one signature for any length.
+    """
     if isinstance(model, FileModel):
         return _rewritten_bytes(model, scheme)
     from edgekit.model import export_forward
 
     forward = export_forward(model, decomposed_norm=format == "tflite")
     used, operators = _used(forward, model)
+    longest = max(lengths, default=0) if format == "tflite" else 0
     total = 0
     for owner, name, tensor in used:
-        total += _stored(owner, name, tensor, scheme, format, max(lengths, default=0))
+        total += _stored(owner, name, tensor, scheme, format, longest)
     per_operator, least = _GRAPH[format][scheme]
     graphs = max(1, len(lengths)) if format == "tflite" else 1
     return total + graphs * (least + operators * per_operator)
+
+
+def frees_length(model: "Model | FileModel") -> bool:
+    """Whether a TFLite file of this model can serve any length with one signature."""
+    return model.architecture is not None and model.architecture.frees_length
 
 
 def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
@@ -133,7 +142,7 @@ def _stored(
     from torch import nn
 
     count = tensor.numel()
-    if name == "positions" and format == "tflite":
+    if name == "positions" and format == "tflite" and longest:
         count = longest * tensor.shape[-1]
     if scheme == "fp16":
         return 2 * count
@@ -143,6 +152,6 @@ def _stored(
         # TorchScript packs a scale and a zero point of 8 bytes each with a product's rows.
         per_row = 16 if format == "torchscript" and matrix else 4
         return count + per_row * tensor.shape[0]
-    if scheme == "int8-dynamic" and name in _TABLES and format != "tflite" and count >= 1024:
+    if scheme == "int8-dynamic" and name in _TABLES and not longest and count >= 1024:
         return count + 4 * (count // tensor.shape[-1])
     return 4 * count

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.artifact import Format
+from edgekit.artifact import Format, Scheme
 from edgekit.recipe import StepSpec, parse_table
 from edgekit.units import format_bytes
 
@@ -35,10 +35,15 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will do. ``misfit`` is why nothing fits the budget, or ``None``."""
+    """What a build will do.
+
+    lengths: sequence-length buckets, for files that need them. fixed_lengths: the user asked for
+    buckets. misfit: why nothing fits the budget, or ``None``.
+    """
 
     steps: tuple[StepSpec, ...]
     lengths: tuple[int, ...]
+    fixed_lengths: bool
     predicted: tuple[Predicted, ...]
     original_bytes: int
     misfit: str | None
@@ -48,6 +53,7 @@ class Plan:
         return {
             "steps": [step.to_json() for step in self.steps],
             "lengths": list(self.lengths),
+            "fixed_lengths": self.fixed_lengths,
             "predicted": [
                 {
                     "target": p.target,
@@ -68,6 +74,7 @@ class Plan:
         return Plan(
             steps=tuple(parse_table(step) for step in fields["steps"]),
             lengths=tuple(fields["lengths"]),
+            fixed_lengths=fields["fixed_lengths"],
             predicted=tuple(
                 Predicted(p["target"], p["scheme"], p["models"], p["beside"])
                 for p in fields["predicted"]
@@ -76,6 +83,14 @@ class Plan:
             misfit=fields["misfit"],
             notes=tuple(fields["notes"]),
         )
+
+    def any_length(self, scheme: Scheme) -> bool:
+        """Whether a TFLite file gets one signature for any length instead of buckets.
+
+        Faster, and smaller on disk and in memory (``benchmarks/main_job``); but GPU delegates,
+        which take the fp16 files, need fixed shapes.
+        """
+        return scheme != "fp16" and not self.fixed_lengths
 
     def text(self) -> str:
         """The plan for people, one line a target."""

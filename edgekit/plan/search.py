@@ -9,7 +9,7 @@ from edgekit.bundle.write import app_files
 from edgekit.errors import RecipeError, UsageError
 from edgekit.export.lengths import choose_lengths, default_lengths
 from edgekit.filemodel import FileModel
-from edgekit.plan.predict import predicted_bytes, weight_bytes
+from edgekit.plan.predict import frees_length, predicted_bytes, weight_bytes
 from edgekit.plan.propose import Plan, Predicted, misfit
 from edgekit.preprocess import TextPreprocessor
 from edgekit.project import Settings
@@ -44,6 +44,7 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     return Plan(
         steps=best.steps,
         lengths=best.lengths,
+        fixed_lengths=bool(work.settings.lengths),
         predicted=best.predicted,
         original_bytes=weight_bytes(work.outline),
         misfit=misfit(best.steps, best.predicted, limit),
@@ -165,5 +166,7 @@ def _predict(
             )
     scheme: Scheme = work.settings.scheme or target.scheme
     beside = sum(len(text.encode()) for text in app_files(model).values())
-    models = {format: predicted_bytes(model, format, scheme, lengths) for format in formats}
+    freed = not work.settings.lengths and scheme != "fp16" and frees_length(model)
+    graphs = () if freed else lengths
+    models = {format: predicted_bytes(model, format, scheme, graphs) for format in formats}
     return Predicted(target.name, scheme, models, beside)
