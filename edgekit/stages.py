@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgekit.model import Model
 
 # How long latency is sampled, in seconds. The median over mixed lengths settles within it.
-_LATENCY_SECONDS = 3.0
+_LATENCY_SECONDS = 2.0
 
 
 def open_workbench(settings: Settings, store: Store, on_event: Sink) -> Workbench:

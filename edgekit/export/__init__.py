@@ -25,8 +25,8 @@ def export_artifact(
     """Write the model into ``folder`` in one format.
 
     lengths: the buckets of TFLite. any_length: one TFLite signature for any length instead,
-    where the graph allows it. Raises ExportError when the format cannot hold the model, ModelError for an exported file
-    that cannot be brought to the scheme.
+    where the graph allows it. Raises ExportError when the format cannot hold the model,
+    ModelError for an exported file that cannot be brought to the scheme.
     """
     if isinstance(model, FileModel):
         return _rewrite(model, folder, scheme)

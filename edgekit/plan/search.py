@@ -39,8 +39,8 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
         if limit is None or tried[-1].largest <= limit:
             break
     best = min(tried, key=lambda draft: draft.largest)
-    if limit is not None and not work.settings.steps and best.steps:
-        best = _spend_the_rest(work, targets, best, limit)
+    if limit is not None and len(tried) > 1 and best.largest <= limit:
+        best = _spend_the_rest(work, targets, tried[0], best, limit)
     return Plan(
         steps=best.steps,
         lengths=best.lengths,
@@ -71,7 +71,7 @@ def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ..
     model = work.outline
     if not isinstance(model, FileModel):
         model = apply_steps([spec.step for spec in steps], model, context)
-    lengths = _lengths(work, model)
+    lengths = _lengths(work, model) if _needs_lengths(work, model, targets) else ()
     predicted = tuple(_predict(work, model, target, lengths) for target in targets)
     tokens = 0
     if not isinstance(model, FileModel) and model.architecture and model.architecture.reads_text:
@@ -96,25 +96,22 @@ def _candidates(work: Workbench, notes: list[str]) -> list[tuple[StepSpec, ...]]
 
 
 def _spend_the_rest(
-    work: Workbench, targets: Sequence[Target], trimmed: Draft, limit: int
+    work: Workbench, targets: Sequence[Target], whole: Draft, trimmed: Draft, limit: int
 ) -> Draft:
     """Keep as many common words as the budget has room for: each unseen word costs accuracy."""
-    if trimmed.largest > limit:
-        return trimmed
-    every = make_step("trim-vocabulary", {"common": 10**6})
-    whole = _draft(work, targets, (*trimmed.steps[:-1], every))
     bytes_per_token = (whole.largest - trimmed.largest) / max(1, whole.tokens - trimmed.tokens)
-    # Some common tokens are kept already, so a first guess is low; rounded down it stays stable.
-    room = int((limit - trimmed.largest) / max(1.0, bytes_per_token))
-    for common in (room // 100 * 100, room * 9 // 1000 * 100):
-        draft = _draft(
-            work,
-            targets,
-            (*trimmed.steps[:-1], make_step("trim-vocabulary", {"common": common})),
-        )
-        if draft.largest <= limit * _MARGIN:
-            return draft
-    return trimmed
+    best, common = trimmed, 0
+    # Some common words are kept already, so that the first guess leaves room for a second.
+    for _ in range(2):
+        more = int((limit * _MARGIN - best.largest) / max(1.0, bytes_per_token)) // 100 * 100
+        if more <= 0:
+            break
+        trim = make_step("trim-vocabulary", {"common": common + more})
+        draft = _draft(work, targets, (*trimmed.steps[:-1], trim))
+        if draft.largest > limit * _MARGIN:
+            break
+        best, common = draft, common + more
+    return best
 
 
 def _check_file(model: FileModel, settings: Settings, targets: Sequence[Target]) -> None:
@@ -132,6 +129,17 @@ def _check_file(model: FileModel, settings: Settings, targets: Sequence[Target])
                 f"{path} is {format}, and {target.name} is built as {takes}; give the checkpoint, "
                 f"or choose --format {format} where the target takes it"
             )
+
+
+def _needs_lengths(work: Workbench, model: "Model | FileModel", targets: Sequence[Target]) -> bool:
+    """Whether any target gets a TFLite file with buckets."""
+    if work.settings.lengths:
+        return True
+    return any(
+        "tflite" in (work.settings.formats or target.formats)
+        and not (frees_length(model) and (work.settings.scheme or target.scheme) != "fp16")
+        for target in targets
+    )
 
 
 def _lengths(work: Workbench, model: "Model | FileModel") -> tuple[int, ...]:
