@@ -78,10 +78,27 @@ def _preprocessor(tokenizer: Path, artifact: Artifact) -> TextPreprocessor:
     loaded.no_truncation()
     return TextPreprocessor(
         tokenizer_json=loaded.to_str(),
-        max_length=max(artifact.lengths, default=_LONGEST),
+        max_length=max(artifact.lengths, default=_longest(tokenizer.parent)),
         pad_id=loaded.token_to_id("[PAD]") or 0,
         inputs=tuple(tensor.name for tensor in artifact.inputs),
     )
+
+
+def _longest(folder: Path) -> int:
+    """The most tokens that the files beside the model speak of."""
+    limits = [_LONGEST]
+    for name, key in (
+        ("config.json", "max_position_embeddings"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+            # RoBERTa's kind counts positions from behind the padding's.
+            spare = 2 if "roberta" in str(fields.get("model_type")) else 0
+            limits.append(int(fields[key]) - spare)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return min(limits)
 
 
 def _labels(config: Path) -> tuple[str, ...]:

@@ -183,7 +183,11 @@ def encode(model: "Model | FileModel", rows: Rows, *, max_length: int | None = N
     if rows.arrays is None or set(model.example) - set(rows.arrays):
         needed = ", ".join(model.example)
         raise DataError(f"this module takes {needed}; give an .npz with an array of each name")
-    return Encoded({name: np.asarray(rows.arrays[name]) for name in model.example}, None)
+    arrays = {
+        name: np.asarray(rows.arrays[name]).astype(np.asarray(example).dtype)
+        for name, example in model.example.items()
+    }
+    return Encoded(arrays, None)
 
 
 def probe_rows(model: "Model | FileModel") -> Rows:

@@ -106,7 +106,12 @@ def _used(
             *module.named_buffers(recurse=False),
         )
     }
-    leaves = [t for _, _, t in owners.values() if t.is_floating_point()]
+    # A batch norm's running figures have no gradient; exporters fold it into the convolution.
+    leaves = [
+        tensor
+        for _, name, tensor in owners.values()
+        if tensor.is_floating_point() and not name.startswith("running_")
+    ]
     kept = [leaf.requires_grad for leaf in leaves]
     try:
         for leaf in leaves:

@@ -1,0 +1,174 @@
+"""Every kind of model that edgekit takes, from the checkpoint to a verified bundle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit.errors import EdgekitError, ModelError, RecipeError, UsageError
+from tests.tiny import TEXT_FAMILIES, tiny_checkpoint
+from tests.tiny_data import table_file, texts
+
+TASKS: dict[str, dict[str, Any]] = {
+    "single-label": {},
+    "multi-label": {"problem": "multi-label"},
+    "regression": {"problem": "regression"},
+    "tokens": {"task": "token-classification", "labels": ("O", "B-x", "I-x")},
+    "embedding": {"task": "sentence-embedding"},
+    "vit": {"family": "vit", "task": "image-classification"},
+    "mobilenet": {"family": "mobilenet_v2", "task": "image-classification"},
+    "resnet": {"family": "resnet", "task": "image-classification"},
+}
+
+
+def _check(bundle: Path, file: str) -> dict[str, Any]:
+    """The bundle verifies, and its golden inputs are there; its manifest."""
+    assert edgekit.verify(bundle).verdict.outcome == "pass"
+    assert len(json.loads((bundle / "golden.json").read_text())["rows"]) > 1
+    manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+    assert [model["file"] for model in manifest["models"]] == [file]
+    return manifest
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_task_builds_to_onnx(tmp_path: Path, kind: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **TASKS[kind])
+    edgekit.build(checkpoint, target="linux-x86_64", output=tmp_path / "dist")
+    manifest = _check(tmp_path / "dist" / "linux-x86_64", "model.onnx")
+    output = manifest["models"][0]["outputs"][0]["name"]
+    assert output == ("embedding" if kind == "embedding" else "logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("target", ["android-arm64", "android-gpu", "torchscript-cpu", "cuda"])
+def test_every_task_builds_for_every_kind_of_target(tmp_path: Path, kind: str, target: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **TASKS[kind])
+    edgekit.build(checkpoint, target=target, output=tmp_path / "dist")
+    assert edgekit.verify(tmp_path / "dist" / target).verdict.outcome == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_every_family_builds_to_tflite(tmp_path: Path, family: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", family)
+    edgekit.build(checkpoint, target="android-arm64", output=tmp_path / "dist")
+    _check(tmp_path / "dist" / "android-arm64", "model.tflite")
+
+
+def test_pairs_of_texts_are_seen_in_the_data(tmp_path: Path) -> None:
+    """A BERT that reads pairs takes token types, without a flag that says so."""
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", problem="regression")
+    pairs = list(zip(texts(40), texts(40, 1), strict=True))
+    scores = _own_scores(checkpoint, pairs)
+    rows = [(*pair, f"{score:.4f}") for pair, score in zip(pairs, scores, strict=True)]
+    data = table_file(tmp_path / "train.csv", ["sentence1", "sentence2", "score"], rows)
+    result = edgekit.build(
+        checkpoint, data=data, eval=data, target="linux-x86_64", output=tmp_path / "dist"
+    )
+    model = _check(result.bundles[0].path, "model.onnx")["models"][0]
+    names = [tensor["name"] for tensor in model["inputs"]]
+    assert names == ["input_ids", "attention_mask", "token_type_ids"]
+    assert model["proof"]["metrics"]["original"]["spearman"] == pytest.approx(1, abs=1e-3)
+
+
+def _own_scores(checkpoint: Path, pairs: list[tuple[str, str]]) -> Any:
+    """What transformers' own model says of the pairs."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        return [
+            float(model(**tokenizer(*pair, truncation=True, return_tensors="pt")).logits)
+            for pair in pairs
+        ]
+
+
+MODULE = """
+import torch
+
+def small():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 5))
+    return module, {"features": torch.randn(8, 64)}
+"""
+
+
+def test_a_plain_module_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    edgekit.build("mine:small", target="linux-x86_64", output="dist")
+    manifest = _check(tmp_path / "dist" / "linux-x86_64", "model.onnx")
+    assert [t["name"] for t in manifest["models"][0]["inputs"]] == ["features"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float ONNX file with its tokenizer and config beside it, as other tools leave it."""
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = tiny_checkpoint(folder / "checkpoint")
+    edgekit.build(checkpoint, target="linux-x86_64", scheme="fp32", output=folder / "dist")
+    for name in ("tokenizer.json", "config.json"):
+        (folder / name).write_bytes((checkpoint / name).read_bytes())
+    source = folder / "dist" / "linux-x86_64" / "model.onnx"
+    (folder / "float.onnx").write_bytes(source.read_bytes())
+    return folder / "float.onnx"
+
+
+def test_an_onnx_file_is_quantized_and_the_torch_stages_are_skipped_and_said_so(
+    exported: Path, tmp_path: Path
+) -> None:
+    result = edgekit.build(exported, target="linux-x86_64", output=tmp_path)
+    assert any("torch stages were skipped" in note for note in result.plan.notes)
+    bundle = result.bundles[0].path
+    manifest = _check(bundle, "model.onnx")
+    assert manifest["model"]["labels"] == ["a", "b", "c"]
+    assert (bundle / "tokenizer.json").is_file()
+    assert (bundle / "model.onnx").stat().st_size < exported.stat().st_size
+
+
+def test_an_exported_file_is_refused_what_only_a_checkpoint_can(
+    exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is onnx, and android-arm64 is built as tflite"):
+        edgekit.build(exported, target="android-arm64", output=tmp_path)
+    with pytest.raises(RecipeError, match="exported file"):
+        edgekit.build(exported, target="linux-x86_64", steps=["trim-vocabulary"], output=tmp_path)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(exported.read_bytes()[:-200])
+    with pytest.raises(ModelError):
+        edgekit.build(broken, target="linux-x86_64", output=tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "file"), [("android-arm64", "tflite"), ("torchscript-cpu", "pt")]
+)
+def test_tflite_and_torchscript_files_are_models_too(
+    tmp_path: Path, target: str, file: str
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    first = edgekit.build(checkpoint, target=target, scheme="fp32", output=tmp_path / "float")
+    source = first.bundles[0].path / f"model.{file}"
+    scheme = "fp32" if file == "pt" else None  # TorchScript cannot be edited
+    edgekit.build(source, target=target, scheme=scheme, output=tmp_path / "dist")
+    assert edgekit.verify(tmp_path / "dist" / target).verdict.outcome == "pass"
+    if file == "pt":
+        with pytest.raises(EdgekitError, match="--scheme fp32"):
+            edgekit.build(source, target=target, output=tmp_path / "other")
+
+
+def test_a_file_of_arrays_proves_a_plain_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    np.savez(tmp_path / "eval.npz", features=np.random.default_rng(0).normal(size=(32, 64)))
+    monkeypatch.chdir(tmp_path)
+    result = edgekit.build("mine:small", eval="eval.npz", target="linux-x86_64", output="dist")
+    assert result.bundles[0].figures["model.onnx"]["rows"] == 32
