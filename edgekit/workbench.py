@@ -124,9 +124,9 @@ class Workbench:
 
     @cached_property
     def data(self) -> Data:
-        """Training and eval rows."""
+        """Training and eval rows. Raises DataError when a label is not the model's."""
         train, evaluation = self.data_paths
-        return load_data(
+        data = load_data(
             train,
             evaluation,
             task=self._single.task,
@@ -134,6 +134,9 @@ class Workbench:
             columns=self.settings.columns,
             seed=self.settings.seed,
         )
+        if train is not None and data.train is not None:
+            self._label_ids(self._single, data.train, train)
+        return data
 
     @cached_property
     def eval_rows(self) -> Rows:
@@ -144,16 +147,16 @@ class Workbench:
 
     def eval_labels(self) -> Any | None:
         """Gold labels of the eval rows as ids or numbers, or ``None`` when there are none."""
-        rows = self.data.eval
-        if rows is None or rows.labels is None:
+        train, evaluation = self.data_paths
+        if self.data.eval is None:
             return None
-        return label_ids(
-            rows,
-            self.original.labels,
-            task=self.original.task,
-            problem=self.original.problem,
-            source=str(self.data_paths[1] or self.data_paths[0]),
-        )
+        return self._label_ids(self.original, self.data.eval, str(evaluation or train))
+
+    @staticmethod
+    def _label_ids(model: "Model | FileModel", rows: Rows, source: str) -> Any | None:
+        if rows.labels is None:
+            return None
+        return label_ids(rows, model.labels, task=model.task, problem=model.problem, source=source)
 
 
 def answers_of(model: "Model | FileModel", encoded: Encoded) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from edgekit.data.labels import parse_label, plain
@@ -68,7 +69,7 @@ def column_notes(source: str, used: Mapping[str, str], asked: Columns) -> list[s
         return []
     choice = ", ".join(f"{role.replace('_', ' ')} from '{used[role]}'" for role in guessed)
     flags = ", ".join(map(flag, guessed))
-    return [f"columns guessed in {source}: {choice} (name others with {flags})"]
+    return [f"columns guessed in {Path(source).name}: {choice} (name others with {flags})"]
 
 
 def _choose(table: Table, asked: Columns, task: str) -> dict[str, str]:
