@@ -84,13 +84,21 @@ def build(
         return BuildResult(plan, ())
 
     compressed = stages.compress(work, plan)
-    expected = stages.answer_originally(work)
+    # Converters need the most memory, so they run before anything else has taken some.
+    exported = {
+        target.name: [
+            stages.export(work, plan, compressed, target, format)
+            for format in settings.formats or target.formats
+        ]
+        for target in targets
+    }
+    answers = stages.answer_originally(work)
     bundles = []
     for target in targets:
-        made = []
-        for format in settings.formats or target.formats:
-            artifact = stages.export(work, plan, compressed, target, format)
-            made.append((artifact, stages.prove(work, compressed, expected, artifact, target)))
+        made = [
+            (each, stages.prove(work, compressed, answers, each, target))
+            for each in exported[target.name]
+        ]
         bundles.append(_finish(work, plan, compressed, target, made))
     return BuildResult(plan, tuple(bundles))
 

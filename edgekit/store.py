@@ -140,7 +140,8 @@ class Store:
             yield Entry(home.parent.parent.name, home.name, home, reused=True)
 
     def prune(self, older_than: float) -> int:
-        """Remove entries not used for ``older_than`` seconds; the bytes that this freed."""
+        """Remove entries, and leftovers of killed builds, that nobody used for ``older_than``
+        seconds; the bytes that this freed."""
         freed = 0
         limit = time.time() - older_than
         for entry in list(self.entries()):
@@ -148,6 +149,10 @@ class Store:
                 freed += folder_bytes(entry.path)
                 shutil.rmtree(entry.path, ignore_errors=True)
                 Path(str(entry.path) + ".lock").unlink(missing_ok=True)
+        for leftover in self.folder.glob("*/*/*.partial"):
+            if leftover.stat().st_mtime <= limit:
+                freed += folder_bytes(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
         return freed
 
 

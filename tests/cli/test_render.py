@@ -37,7 +37,7 @@ def result(folder: Path, bundles: bool = True) -> BuildResult:
         accuracy_drop=0.0006,
     )
     bundle = BundleResult("android-arm64", folder, 1_300_000, {"model.tflite": RECORD}, verdict)
-    plan = Plan((), (), (), 90_000_000, None, ("eval rows were split off train.csv",))
+    plan = Plan((), (), False, (), 90_000_000, None, ("eval rows were split off train.csv",))
     return BuildResult(plan, (bundle,) if bundles else ())
 
 
