@@ -33,6 +33,7 @@ def _check(bundle: Path, file: str) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TASKS)
 def test_every_task_builds_to_onnx(tmp_path: Path, kind: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **TASKS[kind])
@@ -72,6 +73,7 @@ def test_families_that_differ_build_to_tflite(tmp_path: Path, family: str) -> No
     _check(tmp_path / "dist" / "android-arm64", "model.tflite")
 
 
+@pytest.mark.slow
 def test_pairs_of_texts_are_seen_in_the_data(tmp_path: Path) -> None:
     """A BERT that reads pairs takes token types, without a flag that says so."""
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", problem="regression")
@@ -177,6 +179,7 @@ def test_tflite_and_torchscript_files_are_models_too(
             edgekit.build(source, target=target, output=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_file_of_arrays_proves_a_plain_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_rebuild_uses_every_stage_and_gives_the_same_bytes(
     assert (tmp_path / "linux-x86_64" / "model.onnx").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_replacing_the_eval_file_changes_no_byte_of_the_model(
     built: Path, project: TinyProject, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_replacing_the_eval_file_changes_no_byte_of_the_model(
     assert changed.read_bytes() == (built / "android-arm64" / "model.tflite").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_tight_budget_trims_the_vocabulary_by_itself(
     project: TinyProject, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_broken_limit_is_a_failed_verdict_in_a_written_bundle(
     assert any("latency" in reason and "above the limit" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_without_data_it_builds_and_says_what_is_not_proven(
     project: TinyProject, tmp_path: Path
 ) -> None:
@@ -240,6 +243,7 @@ def test_an_output_folder_that_is_not_ours_is_left_alone(
     assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_bundle_of_another_model_needs_overwrite(project: TinyProject, tmp_path: Path) -> None:
     _build(project, tmp_path)
     other = tiny_checkpoint(tmp_path / "other", "bert", seed=3)
@@ -258,6 +262,7 @@ def test_a_step_that_does_not_fit_the_model_is_refused_before_work(tmp_path: Pat
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_strays_is_refused_with_the_stage_that_left_first(
     project: TinyProject, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_every_integer_product_runs_in_a_fused_kernel(tmp_path: Path) -> None:
     assert kernels["SkipLayerNormalization"] == 0
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_without_a_trace_of_this_machine(
     tmp_path: Path,
 ) -> None:

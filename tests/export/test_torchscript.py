@@ -137,6 +137,7 @@ def test_the_archive_says_what_it_takes_and_where_it_is_from_it_does_not(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     script = (
