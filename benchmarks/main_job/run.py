@@ -55,7 +55,7 @@ def main() -> None:
         scratch = Path(name)
         figures = {
             "machine": _machine(),
-            "model": options.model,
+            "model": Path(options.model).name,
             "commands": _commands(),
             "builds": _builds(options, scratch),
         }
