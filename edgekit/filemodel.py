@@ -50,10 +50,12 @@ def read_file_model(path: Path, task: str | None) -> FileModel:
     reads_text = {"input_ids", "attention_mask"} <= named and tokenizer.is_file()
     found: Task = "text-classification" if reads_text else "module"
     decided = found if task is None else check_task(task)
-    labels = _labels(path.parent / "config.json") if reads_text else ()
     problem: Problem | None = None
+    labels: tuple[str, ...] = ()
     if decided in ("text-classification", "image-classification"):
-        problem = "single-label" if labels else "regression"
+        classes = contents.outputs[0].shape[-1]
+        problem = "regression" if classes == 1 else "single-label"
+        labels = _labels(path.parent) if problem == "single-label" else ()
     lengths = _fixed_lengths(contents.inputs) if reads_text else ()
     artifact = Artifact(path, contents.format, "fp32", contents.inputs, contents.outputs, lengths)
     return FileModel(
@@ -90,6 +92,7 @@ def _longest(folder: Path) -> int:
     for name, key in (
         ("config.json", "max_position_embeddings"),
         ("tokenizer_config.json", "model_max_length"),
+        ("preprocessor.json", "max_length"),  # as our own bundles have it
     ):
         try:
             fields = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -101,9 +104,12 @@ def _longest(folder: Path) -> int:
     return min(limits)
 
 
-def _labels(config: Path) -> tuple[str, ...]:
+def _labels(folder: Path) -> tuple[str, ...]:
+    """From our own bundle's ``labels.json`` or a checkpoint's ``config.json``; none without."""
     try:
-        names = json.loads(config.read_text(encoding="utf-8"))["id2label"]
+        if (folder / "labels.json").is_file():
+            return tuple(map(str, json.loads((folder / "labels.json").read_text("utf-8"))))
+        names = json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
         return tuple(str(names[str(index)]) for index in range(len(names)))
     except (OSError, ValueError, KeyError, TypeError):
         return ()

@@ -50,6 +50,8 @@ def app_files(model: "Model | FileModel") -> dict[str, str]:
     if isinstance(model.preprocessor, TextPreprocessor):
         tokenizer = json.loads(model.preprocessor.tokenizer_json)
         files[TOKENIZER] = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        limits = {"max_length": model.preprocessor.max_length, "pad_id": model.preprocessor.pad_id}
+        files[PREPROCESSOR] = json.dumps(limits, separators=(",", ":"))
     if isinstance(model.preprocessor, ImagePreprocessor):
         files[PREPROCESSOR] = json.dumps(asdict(model.preprocessor), separators=(",", ":"))
     if model.labels:

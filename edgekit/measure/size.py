@@ -8,7 +8,7 @@ _DTYPES = {"int8-dynamic": "int8", "fp16": "float16"}
 # Float matrices that may stay, as a share of the narrow bytes: position rows, mostly.
 _SHARE = 0.25
 # Below this a float matrix is nobody's forgotten weight.
-_SMALL = 2**16
+_SMALL = 2**18
 
 
 def check_scheme(artifact: Artifact, contents: Contents) -> None:
