@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import BundleError
 
-SCHEMA_VERSION = 1
 FILE = "manifest.json"
 
 

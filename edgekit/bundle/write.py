@@ -152,6 +152,12 @@ def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -
         # The code in it feeds texts; for anything else the names and shapes are all there is.
         shapes = ", ".join(f"`{t.name}` {t.dtype} {list(t.shape)}" for t in artifact.inputs)
         template = template.partition("```")[0] + f"Feed {shapes}.\n"
+    elif len(artifact.lengths) > 1 and "serving_default" in template:
+        # The code in it is for a file that takes any length.
+        template += (
+            "\nThis file has fixed lengths instead: pad ids and mask with zeros to the smallest N of "
+            "$lengths that fits, and call its signature, length_N.\n"
+        )
     return string.Template(template).safe_substitute(
         model=manifest.model.reference,
         file=artifact.path.name,
