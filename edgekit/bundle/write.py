@@ -155,8 +155,8 @@ def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -
     elif len(artifact.lengths) > 1 and "serving_default" in template:
         # The code in it is for a file that takes any length.
         template += (
-            "\nThis file has fixed lengths instead: pad ids and mask with zeros to the smallest N of "
-            "$lengths that fits, and call its signature, length_N.\n"
+            "\nThis file has fixed lengths instead: pad ids and mask with zeros to the smallest N "
+            "of $lengths that fits, and call its signature, length_N.\n"
         )
     return string.Template(template).safe_substitute(
         model=manifest.model.reference,
