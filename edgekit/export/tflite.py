@@ -11,8 +11,8 @@ Rules of the file:
 3. A constant is called as the checkpoint calls it, and stored once.
 4. The same model gives the same bytes.
 
-The converter makes a graph for one length in seconds. It runs twice; all other lengths are
-learned from those two graphs (``tflite_lengths``).
+The converter makes a graph for one length in seconds. It runs once, or twice where the length
+cannot be told from other numbers; all other lengths are learned from that (``tflite_lengths``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,12 @@ from edgekit.export.tflite_file import read_program, write_program
 from edgekit.export.tflite_graph import Graph, Program, Signature, describe, type_name
 from edgekit.export.tflite_lengths import (
     CannotLearnError,
+    Pattern,
     graph_for_length,
     learn_lengths,
+    read_lengths,
     shorten,
+    unmistakable,
 )
 from edgekit.export.tracing import output_name
 from edgekit.model import Model, export_forward
@@ -123,9 +126,8 @@ def _graphs(
     longest = allowed if any_length else lengths[-1]
     if [longest] == lengths and not any_length:
         return {longest: converted(longest)}
-    shorter = longest // 2
     try:
-        pattern = learn_lengths(converted(shorter), converted(longest), shorter, longest)
+        pattern = _pattern(converted, longest, weights)
     except CannotLearnError:
         return {length: converted(length) for length in lengths}
     if any_length:
@@ -136,6 +138,21 @@ def _graphs(
     # A GPU delegate has no use for a SLICE of a constant.
     slices = scheme != "fp16"
     return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}
+
+
+def _pattern(
+    converted: Callable[[int], Graph], longest: int, weights: Mapping[str, torch.Tensor]
+) -> Pattern:
+    """How the graph depends on the length, from one conversion where that will do.
+
+    Graphs of ``architectures`` hold no value worked out from the length.
+    """
+    with contextlib.suppress(CannotLearnError):
+        length = unmistakable(longest)
+        tables = (weight.detach().numpy() for weight in weights.values())
+        return read_lengths(converted(length), length, longest, tables)
+    shorter = longest // 2
+    return learn_lengths(converted(shorter), converted(longest), shorter, longest)
 
 
 def _samples(model: Model, length: int) -> tuple[torch.Tensor, ...]:

@@ -41,7 +41,9 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...], path: Path) -
 
         litert_torch.progress.config.show_progress = False
         try:
-            litert_torch.convert(forward, samples).export(str(path))
+            litert_torch.convert(
+                forward, samples, lightweight_conversion=True, runtime_constant_folding=False
+            ).export(str(path))
         except Exception as error:  # the module's own code runs here, and may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ExportError(

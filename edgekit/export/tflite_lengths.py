@@ -13,6 +13,10 @@ what depends on the length, and the graph for any other length follows in millis
 5. What breaks a rule (a mean's 1 / length, say) cannot be learned, and each length needs a
    conversion of its own.
 
+6. One graph is enough where its length cannot be mistaken (``read_lengths``): a prime, which
+   nothing else in the graph is within 2 of a multiple of. A table by position is recognized by
+   the weights that it shows, and completed from them.
+
 A block is sliced from the one constant that all lengths share; where a SLICE is unwelcome, each
 length stores its own. Constants that do not depend on the length are the same arrays in all
 graphs.
@@ -21,11 +25,12 @@ graphs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.export.tflite_graph import (
     Graph,
@@ -57,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Pattern:
-    """How ``graph``, made for ``longest``, depends on the length.
+    """How ``graph``, whose constants serve lengths up to ``longest``, depends on the length.
 
     All by a tensor's id: sizes, its dimensions. integers, the values of a constant that follow
     rule 3. starts, where the block of a constant that follows rule 4 starts along each axis.
@@ -102,6 +107,39 @@ def learn_lengths(short: Graph, long: Graph, a: int, b: int) -> Pattern:
                 raise CannotLearnError(f"{other.name} holds other values at another length")
             integers[id(other)] = _lines(one.values().flat, other.values().flat, a, b)
     return Pattern(long, b, sizes, integers, starts)
+
+
+def unmistakable(longest: int) -> int:
+    """The largest prime up to ``longest``, which no width and no part of a width is (rule 6)."""
+    primes = (n for n in range(longest, 1, -1) if all(n % d for d in range(2, n)))
+    return next(primes, longest)
+
+
+def read_lengths(
+    graph: Graph, length: int, longest: int, weights: Iterable[npt.NDArray[Any]]
+) -> Pattern:
+    """The pattern up to ``longest`` of one graph, made for a ``length`` of a model's ``weights``.
+
+    Only for graphs that hold no value worked out from the length: one graph cannot show that.
+    Raises CannotLearnError where the length may be mistaken for something else.
+    """
+    tables = [table for table in weights if table.ndim == 2]
+    sizes: dict[int, tuple[Line, ...]] = {}
+    integers: dict[int, tuple[Line, ...]] = {}
+    starts: dict[int, tuple[Line, ...]] = {}
+    for tensor in graph.tensors():
+        lines = _read(tensor, tensor.shape, length)
+        sizes[id(tensor)] = lines
+        if tensor.data is None:
+            continue
+        if any(line.slope for line in lines):
+            _complete(tensor, length, longest, tables)
+            starts[id(tensor)] = tuple(Line(0, 0) for _ in lines)
+        elif type_name(tensor.type) == "int32":
+            values = _read(tensor, tensor.values().flat, length)
+            if any(line.slope for line in values):
+                integers[id(tensor)] = values
+    return Pattern(graph, longest, sizes, integers, starts)
 
 
 def shorten(pattern: Pattern, longest: int) -> Pattern:
@@ -164,6 +202,34 @@ def _lines(at_a: Any, at_b: Any, a: int, b: int) -> tuple[Line, ...]:
             raise CannotLearnError(f"{low} at length {a} becomes {high} at {b}")
         lines.append(Line(slope, offset))
     return tuple(lines)
+
+
+def _read(tensor: Tensor, numbers: Any, length: int) -> tuple[Line, ...]:
+    """Rule 6, number by number."""
+    lines = []
+    for number in map(int, numbers):
+        multiple = round(number / length)
+        if multiple and number != length and abs(number - multiple * length) <= _LARGEST_OFFSET:
+            raise CannotLearnError(f"{tensor.name} holds {number}, which may be {length}")
+        lines.append(Line(1, 0) if number == length else Line(0, number))
+    return tuple(lines)
+
+
+def _complete(
+    tensor: Tensor, length: int, longest: int, tables: Sequence[npt.NDArray[Any]]
+) -> None:
+    """Give the first rows of a table by position the rows up to ``longest`` (rule 6)."""
+    *ones, rows, width = (0, *tensor.shape)
+    found = tensor.values().reshape(-1, width)
+    if rows == len(found) == length:
+        # Some families keep a row or two for padding before the first position.
+        for table, first in itertools.product(tables, range(_LARGEST_OFFSET + 1)):
+            whole = np.ascontiguousarray(table[first : first + longest])
+            if len(whole) == longest and np.array_equal(found, whole[:length]):
+                tensor.shape = (*ones[1:], longest, width)
+                tensor.data = whole.reshape(-1).view(np.uint8)
+                return
+    raise CannotLearnError(f"{tensor.name} has a size of {length} and is no table by position")
 
 
 def _find_block(

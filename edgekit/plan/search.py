@@ -21,8 +21,8 @@ from edgekit.workbench import Workbench, encode
 if TYPE_CHECKING:
     from edgekit.model import Model
 
-# Predictions hold within one percent.
-_MARGIN = 0.99
+# Predictions have been within a thousandth of the file (benchmarks/main_job).
+_MARGIN = 0.997
 
 
 def search(work: Workbench, targets: Sequence[Target]) -> Plan:

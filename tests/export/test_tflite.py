@@ -306,7 +306,8 @@ def test_graphs_that_teach_nothing_are_converted_one_by_one(
     def refuse(*graphs: Any) -> None:
         raise CannotLearnError("nothing")
 
-    monkeypatch.setattr("edgekit.export.tflite.learn_lengths", refuse)
+    for teacher in ("read_lengths", "learn_lengths"):
+        monkeypatch.setattr(f"edgekit.export.tflite.{teacher}", refuse)
     artifact = export_tflite(
         bert, tmp_path, scheme="int8-dynamic", lengths=BUCKETS, any_length=True
     )

@@ -1,4 +1,4 @@
-"""What two graphs teach about all lengths, on graphs made by hand."""
+"""What one or two graphs teach about all lengths, on graphs made by hand."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,9 @@ from edgekit.export.tflite_lengths import (
     CannotLearnError,
     graph_for_length,
     learn_lengths,
+    read_lengths,
     shorten,
+    unmistakable,
 )
 
 ROWS = np.arange(64 * 2, dtype=np.float32).reshape(64, 2)
@@ -90,3 +92,33 @@ def test_for_any_length_a_middle_block_is_refused() -> None:
     pattern = learn_lengths(graph(8, ROWS[24:40]), graph(32, ROWS), 8, 32)
     with pytest.raises(CannotLearnError, match="no table with a row for each position"):
         graph_for_any_length(pattern, pattern.graph.inputs[0])
+
+
+@given(st.integers(7, 64), st.integers(0, 2))
+def test_one_graph_teaches_what_two_do(longest: int, before: int) -> None:
+    """With a table by position that has some rows before the first position."""
+    table = np.vstack([ROWS, ROWS + 0.5])[: before + longest] + 1000
+    rows = table[before:]
+    length = unmistakable(longest)
+    one = read_lengths(graph(length, rows[:length]), length, longest, [table])
+    two = learn_lengths(graph(2, rows[:2]), graph(longest, rows), 2, longest)
+    for wanted in range(1, longest + 1):
+        made, expected = graph_for_length(one, wanted), graph_for_length(two, wanted)
+        assert [t.shape for t in made.tensors()] == [t.shape for t in expected.tensors()]
+        for name, values in constants(expected).items():
+            np.testing.assert_array_equal(constants(made)[name], values)
+
+
+@pytest.mark.parametrize(
+    ("added", "rows"),
+    [(ROWS[:31], 31 * 12), (ROWS[:31], 31 * 31), (ROWS[:31], 32), (ROWS[1:32] + 0.5, None)],
+    ids=["heads times length", "length squared", "a width of 32", "no table by position"],
+)
+def test_a_length_that_may_be_mistaken_is_refused(added: np.ndarray, rows: int | None) -> None:
+    with pytest.raises(CannotLearnError):
+        read_lengths(graph(31, added, rows=rows), 31, 32, [ROWS])
+
+
+def test_positions_beyond_the_table_are_not_made_up() -> None:
+    with pytest.raises(CannotLearnError, match="no table by position"):
+        read_lengths(graph(31, ROWS[:31]), 31, 40, [ROWS[:32]])
