@@ -326,3 +326,26 @@ def test_two_builds_at_once_both_succeed(
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
     assert edgekit.verify(tmp_path / "dist" / "linux-x86_64").verdict.outcome == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["dist", "cache"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """On a real small disk, in a mount namespace of its own."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("this machine lets no process mount a disk of its own")
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    disk = tmp_path / full
+    disk.mkdir()
+    inside = 'mount -t tmpfs -o size=64k none "$0" && "$@"; code=$?; ls -A "$0" >left; exit $code'
+    command = [*alone, "sh", "-c", inside, str(disk), *_command(project, tmp_path / "dist")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("edgekit: ") and "full" in last
+    left = (tmp_path / "left").read_text()
+    assert left == "" if full == "dist" else "prove" not in left
+    assert not list((tmp_path / "dist").glob("*"))
