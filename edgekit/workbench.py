@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.data import Data, Rows, identify_data, label_ids, load_data
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DataError
 from edgekit.events import Event
 from edgekit.preprocess import Encoded, ImagePreprocessor, TextPreprocessor

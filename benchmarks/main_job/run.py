@@ -29,7 +29,7 @@ from edgekit.artifact import Artifact, Tensor
 from edgekit.bundle.manifest import read_manifest
 from edgekit.bundle.verify import artifacts
 from edgekit.data import Columns, load_data
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.measure.latency import summarize
 from edgekit.preprocess import Encoded, TextPreprocessor
 from edgekit.store import Store, cache_folder

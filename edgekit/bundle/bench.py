@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.bundle.golden import golden_inputs, read_golden
 from edgekit.bundle.manifest import read_manifest
 from edgekit.bundle.verify import artifacts, check_files
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.events import Event, silent
 from edgekit.measure.latency import summarize
 

@@ -16,7 +16,7 @@ from edgekit.artifact import Artifact, sha256
 from edgekit.budget import Budget, Check, Outcome, Verdict, judge
 from edgekit.bundle.golden import golden_inputs, read_golden
 from edgekit.bundle.manifest import FILE, Manifest, read_manifest
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import BundleError, DeviceError
 from edgekit.events import Event
 from edgekit.units import format_bytes

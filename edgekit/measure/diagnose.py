@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import EdgekitError
 from edgekit.filemodel import FileModel
 from edgekit.measure.parity import TOLERANCE, compare

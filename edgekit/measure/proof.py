@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.contents import read_contents
 from edgekit.data import Rows
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.run import Pass, run_agent
 from edgekit.measure import accuracy
 from edgekit.measure.golden import golden_rows, pick_rows
 from edgekit.measure.latency import summarize

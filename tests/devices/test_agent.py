@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact, Tensor
-from edgekit.devices.host import Pass, run_agent
+from edgekit.devices.host import Host
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DeviceError
 from edgekit.preprocess import Encoded
 
@@ -90,7 +91,7 @@ def test_a_killed_process_names_the_signal(tmp_path: Path) -> None:
             _rows(),
             [Pass("all", "outputs")],
             threads=1,
-            python=str(dying),
+            device=Host(python=str(dying)),
         )
 
 

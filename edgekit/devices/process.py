@@ -1,0 +1,55 @@
+"""A command that runs a job: started, timed out, and its ending put in a sentence."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgekit.errors import DeviceError
+
+
+def run_process(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    timeout: float,
+    what: str,
+    where: str,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run ``command`` in ``folder``; its exit code counts only when it left no ``result.json``.
+
+    Raises DeviceError, in terms of ``what`` ran ``where``.
+    """
+    quiet = {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, **quiet, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"{what} did not finish within {timeout:.0f} s on {where}") from None
+    except OSError as error:
+        raise DeviceError(f"cannot start {command[0]} on {where}: {error.strerror}") from None
+    if not (folder / "result.json").is_file():
+        raise DeviceError(
+            f"the process that ran {what} on {where} {ending(done.returncode, done.stderr)}"
+        )
+
+
+def ending(status: int, stderr: bytes) -> str:
+    """``was killed by SIGSEGV (last line)`` or ``ended with status 1 (last line)``.
+
+    ``status`` as subprocess gives it, or as a shell does: 128 and the signal's number.
+    """
+    last = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+    number = -status if status < 0 else status - 128
+    if status and number in {each.value for each in signal.Signals}:
+        return f"was killed by {signal.Signals(number).name} ({last[0]})"
+    return f"ended with status {status} ({last[0]})"

@@ -1,0 +1,119 @@
+"""Run a model file on a device: write the agent's job, and read its result."""
+
+import base64
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Artifact
+from edgekit.devices.device import Device
+from edgekit.devices.host import HOST
+from edgekit.errors import DeviceError
+from edgekit.preprocess import Encoded
+
+_AGENT = Path(__file__).with_name("agent.py")
+_PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "torchscript": "torch"}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One thing for the agent to do: ``outputs`` of rows, or ``latency`` over rows.
+
+    rows: which rows of the inputs; none means all. batch, width: for outputs (``width`` pads each
+    call to that many tokens; none takes the true length, or its bucket).
+    seconds, samples, warmup: for latency.
+    """
+
+    name: str
+    kind: str
+    rows: Sequence[int] | None = None
+    batch: int = 1
+    width: int | None = None
+    seconds: float = 0.0
+    samples: int = 2000
+    warmup: int = 0
+
+
+def run_agent(
+    artifact: Artifact,
+    encoded: Encoded,
+    passes: Sequence[Pass],
+    *,
+    threads: int,
+    device: Device = HOST,
+    timeout: float = 1800,
+) -> dict[str, Any]:
+    """What the agent saw: its result with outputs as float32 arrays.
+
+    Raises DeviceError when the device cannot be used or does not run this format, or the runtime
+    refuses the file, crashes or does not finish.
+    """
+    if artifact.format not in device.formats:
+        runs = ", ".join(device.formats)
+        raise DeviceError(f"{device.name} runs {runs}, and {artifact.path.name} is none of it")
+    reason = device.missing()
+    if reason is not None:
+        raise DeviceError(f"{device.name}: {reason}")
+    with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
+        folder = Path(name)
+        job = write_job(folder, artifact, encoded, passes, threads=threads)
+        device.run(folder, job, timeout)
+        result = _read_result(folder / "result.json", artifact, device)
+    for found in result["passes"].values():
+        if "outputs" in found:
+            found["outputs"] = decode(found["outputs"])
+    return result
+
+
+def write_job(
+    folder: Path, artifact: Artifact, encoded: Encoded, passes: Sequence[Pass], *, threads: int
+) -> dict[str, Any]:
+    """Write agent, job, inputs and model file into ``folder``; the job refers to them by name."""
+    arrays: dict[str, npt.NDArray[Any]] = dict(encoded.arrays)
+    if encoded.lengths is not None:
+        arrays["lengths"] = encoded.lengths
+    np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+    shutil.copyfile(_AGENT, folder / "agent.py")
+    file = "model" + artifact.path.suffix
+    shutil.copyfile(artifact.path, folder / file)
+    job = {
+        "file": file,
+        "format": artifact.format,
+        "threads": threads,
+        "lengths": list(artifact.lengths),
+        "inputs": "inputs.npz",
+        "signature_inputs": [tensor.name for tensor in artifact.inputs],
+        "passes": [
+            vars(each) | {"rows": None if each.rows is None else [int(r) for r in each.rows]}
+            for each in passes
+        ],
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    return job
+
+
+def decode(fields: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """An array as the agent writes it."""
+    data = np.frombuffer(base64.b64decode(fields["data"]), dtype="<f4")
+    return data.reshape(fields["shape"]).astype(np.float32)
+
+
+def _read_result(path: Path, artifact: Artifact, device: Device) -> dict[str, Any]:
+    name = artifact.path.name
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        error = result["error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DeviceError(f"{device.name} left no readable result for {name}; run again") from None
+    if error:
+        package = _PACKAGES[artifact.format]
+        mend = f"; install {package}" if "No module named" in error else ""
+        raise DeviceError(f"{name} does not run on {package} ({device.name}): {error}{mend}")
+    return result
