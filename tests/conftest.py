@@ -1,6 +1,7 @@
 """What all tests share: a cache of their own, and no network."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,16 @@ os.environ.update(
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The store of all tests of a run; the user's own is never touched."""
+    """The store of all tests of a run; the user's own is never touched.
+
+    Temporary files go where pytest clears up.
+    """
     folder = tmp_path_factory.mktemp("cache")
+    scratch = str(tmp_path_factory.mktemp("scratch"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(folder))
+        patch.setenv("TMPDIR", scratch)
+        patch.setattr(tempfile, "tempdir", scratch)
         yield folder
 
 
