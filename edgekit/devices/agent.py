@@ -17,22 +17,28 @@ The job (see ``read_job``):
         {"name", "kind": "outputs", "rows": [..] or null, "batch": 1, "width": null}
             outputs of the rows, ``batch`` at a time, in the smallest bucket that holds
             them, or padded to ``width`` tokens
-        {"name", "kind": "latency", "rows": [..], "seconds": s, "samples": n, "warmup": n}
-            wall time of single rows at their true length, cycling through the rows until the
-            seconds or the samples are reached, and every row once
+        {"name", "kind": "latency", "rows": [..], "batch": 1, "seconds": s, "precision": 0.02}
+            wall time of calls, ``batch`` rows at a time at their true length, in random order:
+            until the median's interval is narrower than ``precision``, or the seconds are over
+        {"name", "kind": "compare", "rows": [..], "seconds": s}
+            wall time of single rows on this file and on ``other``, one right after the other
+    other             for "compare": "file", "format", "lengths" and "signature_inputs" of the
+                      second file
+    cores, nice       optional: processor cores to stay on, and the process's niceness
 
 The result: outputs (base64 of little-endian arrays), latency samples in seconds, load and
-first-run seconds, memory in bytes at start, with the runtime imported, after load and at the
-peak of the latency pass, and the fingerprint of the device. A row's output keeps only its
-true tokens when the model answers per token. On failure ``error`` says what happened.
+first-run seconds, memory in bytes, and the fingerprint of the device. A row's output keeps only
+its true tokens when the model answers per token. On failure ``error`` says what happened.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import platform
+import random
 import sys
 import time
 from typing import Any, Callable
@@ -66,23 +72,41 @@ def run(job: Fields, result: Fields) -> None:
     with np.load(job["inputs"], allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     lengths = arrays.pop("lengths", None)
-    memory: Fields = {"start": resident()}
-    call, version = RUNTIMES[job["format"]](job, memory)
-    result["load_seconds"] = memory.pop("load_seconds")
-    result["fingerprint"] = fingerprint(job, version)
+    conditions(job)
+    memory = Memory()
+    noted: Fields = {"start": resident()}
+    call, version = RUNTIMES[job["format"]](job, noted)
+    result["load_seconds"] = noted.pop("load_seconds")
+    memory.sample("loaded")
 
     rows = Rows(arrays, lengths, job["lengths"], job["signature_inputs"])
     started = time.perf_counter()
     call(rows.feed([0]))
     result["first_run_seconds"] = time.perf_counter() - started
     for step in job["passes"]:
-        if step["kind"] == "latency":
-            result["passes"][step["name"]] = measure(call, rows, step)
-            memory["peak"] = peak()
+        kind = step["kind"]
+        if kind == "latency":
+            result["passes"][step["name"]] = measure(call, rows, step, memory)
+            noted["peak"] = peak()
+        elif kind == "compare":
+            other = {**job, **job["other"]}
+            against, _ = RUNTIMES[other["format"]](other, {})
+            theirs = Rows(arrays, lengths, other["lengths"], other["signature_inputs"])
+            result["passes"][step["name"]] = compare((call, rows), (against, theirs), step)
         else:
             result["passes"][step["name"]] = outputs(call, rows, step)
-    memory.setdefault("peak", peak())
-    result["memory"] = memory
+    noted.setdefault("peak", peak())
+    result["memory"] = {**noted, **memory.noted}
+    # Last, since frequency and temperature are those of a device that worked.
+    result["fingerprint"] = fingerprint(job, version)
+
+
+def conditions(job: Fields) -> None:
+    """Stay on the cores and at the priority that the job names."""
+    if job.get("cores"):
+        os.sched_setaffinity(0, job["cores"])
+    if job.get("nice"):
+        os.nice(job["nice"])
 
 
 class Rows:
@@ -151,32 +175,182 @@ def align(found: list[Array], rows: Rows, indices: list[int]) -> list[Array]:
     return list(aligned)
 
 
-def measure(call: Call, rows: Rows, step: Fields) -> Fields:
-    feeds = [rows.feed([index]) for index in step["rows"]]
-    widths = [rows.width([index]) for index in step["rows"]]
-    for feed in feeds[: step["warmup"]]:
-        call(feed)
-    # Every bucket once, so that none is prepared inside a sample.
-    for feed in dict(zip(widths, feeds)).values():
-        call(feed)
+# A sample lasts at least so many ticks of the clock, so that a tick is a thousandth of it.
+TICKS = 1000
+# Share of the time that warming up may take.
+WARM_UP = 0.25
+# Calls in one point of the warm-up curve, and points that a test of it needs.
+POINT, POINTS = 16, 8
+# Seconds between looks at how well the median is known.
+CHECK = 0.25
+
+
+def measure(call: Call, rows: Rows, step: Fields, memory: Memory) -> Fields:
+    """Wall seconds of one call each, sampled until the median is known or the time is up."""
+    chunks = [
+        np.asarray(step["rows"][first : first + step["batch"]])
+        for first in range(0, len(step["rows"]), step["batch"])
+    ]
+    feeds = [rows.feed(chunk) for chunk in chunks]
+    widths = [rows.width(chunk) or 0 for chunk in chunks]
     clock = time.perf_counter
-    samples, order = [], []
+    repeats = calls_per_sample(call, feeds[0])
+    warm, steady = warm_up(call, feeds, widths, step["seconds"] * WARM_UP)
+    samples: list[float] = []
+    order: list[int] = []
+    shuffle = random.Random(0).sample
     deadline = clock() + step["seconds"]
-    position = 0
-    while position < len(feeds) or (clock() < deadline and position < step["samples"]):
-        feed = feeds[position % len(feeds)]
-        started = clock()
-        call(feed)
-        samples.append(clock() - started)
-        order.append(position % len(feeds))
-        position += 1
-        if clock() > deadline + 4 * step["seconds"]:
+    check = clock() + CHECK
+    while True:
+        for index in shuffle(range(len(feeds)), len(feeds)):
+            feed = feeds[index]
+            started = clock()
+            for _ in range(repeats):
+                call(feed)
+            samples.append((clock() - started) / repeats)
+            order.append(index)
+            if clock() > deadline and len(samples) >= len(feeds):
+                break
+        if clock() > check:
+            memory.sample("running")
+            check = clock() + CHECK
+            if len(samples) >= 64 and spread(median_interval(samples)) <= step["precision"]:
+                break
+        if clock() > deadline:
             break
     return {
         "samples": samples,
-        "rows": [step["rows"][i] for i in order],
-        "widths": [widths[i] for i in order],
+        "rows": [int(chunks[index][0]) for index in order],
+        "widths": [widths[index] for index in order],
+        "batch": step["batch"],
+        "repeats": repeats,
+        "warm_up_calls": warm,
+        "steady": steady,
+        "overhead_seconds": overhead(),
     }
+
+
+def calls_per_sample(call: Call, feed: Feed) -> int:
+    """How many calls one sample takes, so that the clock's resolution does not count."""
+    tick = time.get_clock_info("perf_counter").resolution
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        call(feed)
+        best = min(best, time.perf_counter() - started)
+    return max(1, math.ceil(TICKS * tick / best))
+
+
+def warm_up(call: Call, feeds: list[Feed], widths: list[int], seconds: float) -> tuple[int, bool]:
+    """Call until no change of pace is left in what was timed; how often, and whether it settled.
+
+    Every call is held against the median of its width, so that a mix of lengths is no change.
+    """
+    # Every width once, so that none is prepared inside a sample.
+    for feed in dict(zip(widths, feeds)).values():
+        call(feed)
+    clock = time.perf_counter
+    deadline = clock() + seconds
+    times: list[float] = []
+    seen: list[int] = []
+    first = 0
+    while clock() < deadline:
+        for _ in range(POINT):
+            index = len(times) % len(feeds)
+            started = clock()
+            call(feeds[index])
+            times.append(clock() - started)
+            seen.append(widths[index])
+        points = curve(times, seen)[first:]
+        if len(points) < POINTS:
+            continue
+        at, chance = change_point(points)
+        if chance > 0.05:
+            return len(times), True
+        first += at
+    return len(times), False
+
+
+def curve(times: list[float], widths: list[int]) -> Array:
+    """Medians of so many calls each, a call's time as a share of the median of its width."""
+    values, kinds = np.asarray(times), np.asarray(widths)
+    for width in set(widths):
+        values[kinds == width] /= np.median(values[kinds == width])
+    return np.median(values[: len(values) // POINT * POINT].reshape(-1, POINT), axis=1)
+
+
+def change_point(series: Array) -> tuple[int, float]:
+    """Where a series most likely changes level, and how likely such a change is by chance.
+
+    Pettitt, A non-parametric approach to the change-point problem, Applied Statistics 28 (1979).
+    """
+    signs = np.sign(series[:, None] - series[None, :])
+    count = len(series)
+    sums = np.array([signs[: t + 1, t + 1 :].sum() for t in range(count - 1)])
+    at = int(np.abs(sums).argmax())
+    chance = 2 * math.exp(-6 * float(sums[at]) ** 2 / (count**3 + count**2))
+    return at + 1, min(1.0, chance)
+
+
+def median_interval(samples: Any) -> tuple[float, float]:
+    """The median's 95 % bootstrap interval (percentile method), without a resample.
+
+    How often a resample's median is each of the sorted samples is known: its rank is near enough
+    normal around the middle, with half the root of their number as deviation. Maritz and Jarrett,
+    A note on estimating the variance of the sample median, JASA 73 (1978).
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    count = len(values)
+    reach = 1.96 * math.sqrt(count) / 2
+    low = max(0, math.floor((count - 1) / 2 - reach))
+    high = min(count - 1, math.ceil((count - 1) / 2 + reach))
+    values = np.partition(values, [low, high])
+    return float(values[low]), float(values[high])
+
+
+def spread(interval: tuple[float, float]) -> float:
+    """An interval's width as a share of its middle."""
+    low, high = interval
+    return (high - low) / ((high + low) / 2)
+
+
+def overhead() -> float:
+    """Seconds that the measuring itself adds to a call."""
+    clock = time.perf_counter
+    call: Call = len
+    feed: Feed = {}
+    samples = []
+    for _ in range(1000):
+        started = clock()
+        for _ in range(1):
+            call(feed)
+        samples.append(clock() - started)
+    return float(np.median(samples))
+
+
+def compare(ours: tuple[Call, Rows], theirs: tuple[Call, Rows], step: Fields) -> Fields:
+    """Seconds of the same rows on two files, a pair at a time, in random order within a pair."""
+    sides = [
+        (call, [rows.feed([index]) for index in step["rows"]]) for call, rows in (ours, theirs)
+    ]
+    clock = time.perf_counter
+    pairs: list[tuple[float, float]] = []
+    choose = random.Random(os.getpid())
+    deadline = clock() + step["seconds"]
+    warm = clock() + step["seconds"] * WARM_UP
+    while clock() < deadline or not pairs:
+        for index in range(len(step["rows"])):
+            found = [0.0, 0.0]
+            for side in choose.sample((0, 1), 2):
+                call, feeds = sides[side]
+                started = clock()
+                call(feeds[index])
+                found[side] = clock() - started
+            if clock() > warm:
+                pairs.append((found[0], found[1]))
+            if clock() > deadline and pairs:
+                break
+    return {"pairs": pairs}
 
 
 def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
@@ -325,9 +499,28 @@ def peak() -> int | None:
     return found
 
 
-def status(key: str) -> int | None:
+class Memory:
+    """The most that was ever sampled of this process's share of memory, in bytes (Linux).
+
+    Proportional: a page that several processes map counts in part. Pages of mapped files, which
+    the kernel can drop and read again, are counted apart.
+    """
+
+    def __init__(self) -> None:
+        self.noted: Fields = {"share": None, "mapped": None}
+
+    def sample(self, when: str) -> None:
+        share, mapped = status("Pss", "smaps_rollup"), status("Pss_File", "smaps_rollup")
+        if share is None:
+            return
+        self.noted["share"] = max(share, self.noted["share"] or 0)
+        self.noted["mapped"] = max(mapped or 0, self.noted["mapped"] or 0)
+        self.noted["share_" + when] = share
+
+
+def status(key: str, table: str = "status") -> int | None:
     try:
-        with open("/proc/self/status", encoding="ascii") as stream:
+        with open("/proc/self/" + table, encoding="ascii") as stream:
             for line in stream:
                 if line.startswith(key + ":"):
                     return int(line.split()[1]) * 1024
@@ -337,25 +530,29 @@ def status(key: str) -> int | None:
 
 
 def fingerprint(job: Fields, runtime: str) -> Fields:
-    cpu, features = "", list[str]()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                key, _, value = line.partition(":")
-                key = key.strip()
-                if key == "model name" and not cpu:
-                    cpu = value.strip()
-                elif key in ("flags", "Features") and not features:
-                    known = set(value.split())
-                    features = [f for f in FEATURES if f in known]
-    except OSError:
-        pass
+    """What a measurement depends on besides the file. What cannot be read is None."""
+    cpu, features = "", set()
+    for line in lines("/proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        key = key.strip()
+        if key in ("model name", "Hardware", "CPU part") and not cpu:
+            cpu = value.strip()
+        elif key in ("flags", "Features"):
+            features.update(value.split())
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {
         "machine": platform.machine(),
         "system": platform.system(),
+        "release": platform.release(),
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "features": features,
+        "allowed_cores": sorted(allowed),
+        "features": [name for name in FEATURES if name in features],
+        "governor": first("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "frequency": scaled("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e3),
+        "temperature": scaled("/sys/class/thermal/thermal_zone0/temp", 1e-3),
+        "memory": total_memory(),
+        "nice": os.nice(0) if hasattr(os, "nice") else None,
         "runtime": runtime,
         "threads": job["threads"],
         "python": platform.python_version(),
@@ -363,7 +560,43 @@ def fingerprint(job: Fields, runtime: str) -> Fields:
     }
 
 
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+
+def lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read().splitlines()
+    except OSError:
+        return []
+
+
+def first(path: str) -> str | None:
+    return next(iter(lines(path)), None)
+
+
+def scaled(path: str, factor: float) -> float | None:
+    """A number of the kernel's in our unit: Hz, degrees Celsius."""
+    found = first(path)
+    return float(found) * factor if found and found.lstrip("-").isdigit() else None
+
+
+def total_memory() -> int | None:
+    for line in lines("/proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -24,11 +24,12 @@ _PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "torchscript": "
 
 @dataclass(frozen=True)
 class Pass:
-    """One thing for the agent to do: ``outputs`` of rows, or ``latency`` over rows.
+    """One thing for the agent to do: ``outputs`` of rows, ``latency`` over rows, or ``compare``.
 
-    rows: which rows of the inputs; none means all. batch, width: for outputs (``width`` pads each
-    call to that many tokens; none takes the true length, or its bucket).
-    seconds, samples, warmup: for latency.
+    rows: which rows of the inputs; none means all. batch: rows a call. width: pads each call for
+    outputs to that many tokens; none takes the true length, or its bucket. seconds: how long the
+    other two sample at most. precision: the width of the median's interval, as a share of the
+    median, at which latency is sampled no longer.
     """
 
     name: str
@@ -37,8 +38,7 @@ class Pass:
     batch: int = 1
     width: int | None = None
     seconds: float = 0.0
-    samples: int = 2000
-    warmup: int = 0
+    precision: float = 0.02
 
 
 def run_agent(
