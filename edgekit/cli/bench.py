@@ -1,4 +1,4 @@
-"""``edgekit bench``: how a bundle's model files run here."""
+"""``edgekit bench``: how model files run, here or elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,22 +9,48 @@ from edgekit.cli import options, render
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that build wrote.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A folder that build wrote, or a model file.")
+    ],
+    device: options.Device = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Compare with this bundle or file, side by side."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Threads to run on.  [default: the target's]"),
     ] = None,
+    cores: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Processor cores to stay on.")
+    ] = None,
+    nice: Annotated[int, typer.Option(metavar="N", help="Added to the niceness.")] = 0,
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="How long each file is run.")
+        float, typer.Option(min=0.1, metavar="S", help="How long each file is run, at most.")
     ] = 5.0,
     json: options.Json = False,
-) -> None:
-    """Measure how a bundle runs on this host."""
+) -> int:
+    """Measure how model files run: latency, throughput, memory."""
     from edgekit.bundle.bench import bench
 
+    devices = options.open_devices(device)
+    pinned = options.numbers("--cores", cores)
     with render.watching(json) as on_event:
-        figures = bench(bundle, threads=threads, seconds=seconds, on_event=on_event)
+        found = bench(
+            path,
+            devices=devices,
+            against=against,
+            threads=threads,
+            seconds=seconds,
+            cores=pinned,
+            nice=nice,
+            on_event=on_event,
+        )
     if json:
-        render.show_json(figures)
+        render.show_json(found.to_json())
+    elif found.comparison is not None:
+        render.show_comparison(found.comparison, str(path), str(against))
     else:
-        render.show_figures(figures)
+        render.show_measurements(found)
+    inconclusive = found.comparison is not None and found.comparison.outcome == "inconclusive"
+    return render.EXIT_CODES["inconclusive" if inconclusive else "pass"]

@@ -276,7 +276,8 @@ def curve(times: list[float], widths: list[int]) -> Array:
     values, kinds = np.asarray(times), np.asarray(widths)
     for width in set(widths):
         values[kinds == width] /= np.median(values[kinds == width])
-    return np.median(values[: len(values) // POINT * POINT].reshape(-1, POINT), axis=1)
+    points: Array = np.median(values[: len(values) // POINT * POINT].reshape(-1, POINT), axis=1)
+    return points
 
 
 def change_point(series: Array) -> tuple[int, float]:

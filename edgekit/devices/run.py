@@ -48,10 +48,15 @@ def run_agent(
     *,
     threads: int,
     device: Device = HOST,
+    cores: Sequence[int] = (),
+    nice: int = 0,
+    against: Artifact | None = None,
     timeout: float = 1800,
 ) -> dict[str, Any]:
     """What the agent saw: its result with outputs as float32 arrays.
 
+    cores: the processor cores to stay on, where there are any named. nice: added to the
+    niceness of the process. against: the second file of a ``compare`` pass.
     Raises DeviceError when the device cannot be used or does not run this format, or the runtime
     refuses the file, crashes or does not finish.
     """
@@ -63,7 +68,9 @@ def run_agent(
         raise DeviceError(f"{device.name}: {reason}")
     with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
         folder = Path(name)
-        job = write_job(folder, artifact, encoded, passes, threads=threads)
+        job = {"threads": threads, "cores": list(cores), "nice": nice}
+        job |= write_files(folder, artifact, encoded, passes, against)
+        (folder / "job.json").write_text(json.dumps(job))
         device.run(folder, job, timeout)
         result = _read_result(folder / "result.json", artifact, device)
     for found in result["passes"].values():
@@ -72,31 +79,40 @@ def run_agent(
     return result
 
 
-def write_job(
-    folder: Path, artifact: Artifact, encoded: Encoded, passes: Sequence[Pass], *, threads: int
+def write_files(
+    folder: Path,
+    artifact: Artifact,
+    encoded: Encoded,
+    passes: Sequence[Pass],
+    against: Artifact | None,
 ) -> dict[str, Any]:
-    """Write agent, job, inputs and model file into ``folder``; the job refers to them by name."""
+    """Write agent, inputs and model files into ``folder``; the fields that name them in a job."""
     arrays: dict[str, npt.NDArray[Any]] = dict(encoded.arrays)
     if encoded.lengths is not None:
         arrays["lengths"] = encoded.lengths
     np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
     shutil.copyfile(_AGENT, folder / "agent.py")
-    file = "model" + artifact.path.suffix
-    shutil.copyfile(artifact.path, folder / file)
-    job = {
-        "file": file,
-        "format": artifact.format,
-        "threads": threads,
-        "lengths": list(artifact.lengths),
+    fields = {
+        **_put(artifact, folder, "model"),
         "inputs": "inputs.npz",
-        "signature_inputs": [tensor.name for tensor in artifact.inputs],
         "passes": [
             vars(each) | {"rows": None if each.rows is None else [int(r) for r in each.rows]}
             for each in passes
         ],
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    return job
+    return fields if against is None else fields | {"other": _put(against, folder, "other")}
+
+
+def _put(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
+    """Copy a model file into the folder; what a job says of it."""
+    file = name + artifact.path.suffix
+    shutil.copyfile(artifact.path, folder / file)
+    return {
+        "file": file,
+        "format": artifact.format,
+        "lengths": list(artifact.lengths),
+        "signature_inputs": [tensor.name for tensor in artifact.inputs],
+    }
 
 
 def decode(fields: Mapping[str, Any]) -> npt.NDArray[np.float32]:

@@ -26,6 +26,12 @@ _FORMATS: dict[str, Format] = {
 # The first version of each that was built for numpy 2; none of tflite-runtime ever was.
 _NUMPY_2 = {"onnxruntime": "1.19", "tflite-runtime": "999", "torch": "2.3", "ai-edge-litert": "0"}
 _DONE = "complete"
+# What a file is tried on between the oldest version that its target promises and ours: the last
+# of a line of releases, since each line knows the operators of those before.
+_MILESTONES = {
+    "onnx": ("onnxruntime==1.17.0", "onnxruntime==1.20.1", "onnxruntime==1.24.4"),
+    "tflite": ("tflite-runtime==2.14.0", "ai-edge-litert==1.0.1", "ai-edge-litert==1.4.0"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,18 @@ def open_device(rest: str) -> Runtime:
             f"one of {', '.join(_FORMATS)}"
         )
     return Runtime(found[1], found[2])
+
+
+def matrix(format: Format, package: str, oldest: str) -> tuple[Runtime, ...]:
+    """The runtimes from the ``oldest`` that a target promises up to the last before ours."""
+    from packaging.version import Version
+
+    names = [
+        name
+        for name in _MILESTONES.get(format, ())
+        if not name.startswith(f"{package}==") or Version(name.partition("==")[2]) > Version(oldest)
+    ]
+    return tuple(open_device(name) for name in (f"{package}=={oldest}", *names))
 
 
 def _python(folder: Path) -> Path:
