@@ -42,6 +42,7 @@ def build(
     lengths: Sequence[int] | None = None,
     steps: Sequence[str] = (),
     seed: int | None = None,
+    device: str | Sequence[str] | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     allow_random_calibration: bool = False,
@@ -73,6 +74,7 @@ def build(
         "lengths": lengths,
         "steps": steps,
         "seed": seed,
+        "device": [device] if isinstance(device, str) else device,
     }
     settings = resolve(
         None if project is None else load_project(Path(project)),

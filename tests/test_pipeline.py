@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -135,11 +136,40 @@ def test_verify_fails_a_file_that_answers_otherwise(built: Path, tmp_path: Path)
 
 
 def test_bench_measures_the_bundle(built: Path) -> None:
-    from edgekit.bundle.bench import bench
+    found = edgekit.bench(built / "linux-x86_64", seconds=0.2)
+    (figures,) = found.measurements
+    assert (figures.file, figures.device, figures.timed) == ("model.onnx", "host", True)
+    assert figures.latency is not None and figures.throughput is not None
+    assert 0 < figures.latency.low <= figures.latency.p50 <= figures.latency.p90
+    assert figures.latency.p50 <= figures.latency.high
+    assert figures.latency.samples >= 16
+    assert figures.memory.empty is not None and figures.memory.peak is not None
+    assert figures.memory.above_empty == figures.memory.peak - figures.memory.empty > 0
+    assert found.tokenization_seconds is not None and found.tokenization_seconds > 0
+    schema = Path(edgekit.__file__).parent / "measure" / "measurement.schema.json"
+    for each in found.to_json()["measurements"]:
+        jsonschema.validate(json.loads(json.dumps(each)), json.loads(schema.read_text()))
 
-    figures = bench(built / "linux-x86_64", seconds=0.2)["files"]["model.onnx"]
-    assert 0 < figures["latency"]["p50"] <= figures["latency"]["p90"]
-    assert figures["latency"]["samples"] >= 16
+
+def test_bench_measures_a_file_by_itself(built: Path, tmp_path: Path) -> None:
+    """With the tokenizer beside it on texts, without it on noise."""
+    for name in ("model.tflite", "tokenizer.json"):
+        shutil.copyfile(built / "android-arm64" / name, tmp_path / name)
+    found = edgekit.bench(tmp_path / "model.tflite", seconds=0.2)
+    assert found.inputs == "made-up texts"
+    assert found.measurements[0].latency is not None
+    assert sorted(found.measurements[0].latency.lengths) == [8, 16, 32, 64]
+    (tmp_path / "tokenizer.json").unlink()
+    assert edgekit.bench(tmp_path / "model.tflite", seconds=0.2).inputs == "made-up inputs"
+
+
+def test_bench_compares_two_files(built: Path) -> None:
+    one, other = built / "linux-x86_64", built / "android-arm64" / "model.tflite"
+    found = edgekit.bench(one, against=other, seconds=1).comparison
+    assert found is not None
+    assert found.outcome in ("faster", "slower", "same", "inconclusive")
+    assert 0 < found.low <= found.ratio <= found.high
+    assert len(found.noise) > 1
 
 
 def test_a_rebuild_uses_every_stage_and_gives_the_same_bytes(

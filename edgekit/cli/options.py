@@ -68,7 +68,7 @@ Device = Annotated[
 
 
 def open_devices(names: list[str] | None) -> "list[devices.Device]":
-    """The devices of ``--device``; an environment for a runtime is made when it is missing.
+    """The devices of ``--device``, ready to run.
 
     Raises UsageError for a name that is none, DeviceError when a device cannot be used now.
     """

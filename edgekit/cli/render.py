@@ -191,6 +191,7 @@ def show_settings(settings: "Settings") -> None:
         "lengths": ", ".join(str(length) for length in settings.lengths),
         "steps": " → ".join(str(step) for step in settings.steps),
         "seed": str(settings.seed),
+        "devices": ", ".join(settings.devices),
         "output": str(settings.output),
     }
     for name, value in shown.items():

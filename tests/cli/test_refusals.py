@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["init", "x", "--budget", "30XB"], "--budget: '30XB' is not a size"),
         (["verify"], "missing argument 'BUNDLE'"),
         (["verify", "nowhere"], "nowhere is not a bundle"),
-        (["bench", "nowhere"], "nowhere is not a bundle"),
+        (["bench", "nowhere"], "cannot read nowhere: No such file or directory"),
         (["bench", "nowhere", "--threads", "0"], "invalid value for '--threads'"),
         (["inspect", "nowhere.onnx"], "cannot read nowhere.onnx"),
         (["inspect", "."], "holds no model file"),

@@ -27,12 +27,13 @@ def test_a_name_that_is_nearly_a_device_gets_a_suggestion() -> None:
 
 @given(st.sampled_from(kinds()), st.text(max_size=20))
 def test_any_name_is_a_device_or_refused_in_a_sentence(kind: str, rest: str) -> None:
+    said = ""
     try:
-        device = open_device(f"{kind}:{rest}" if rest else kind)
+        said = open_device(f"{kind}:{rest}" if rest else kind).name
     except EdgekitError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert device.name.startswith(kind)
+        said = str(error)
+    assert kind in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_matrix_starts_at_the_promised_version() -> None:
@@ -58,7 +59,7 @@ def test_the_oldest_runtimes_are_set_up_once_and_answer(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_version_that_does_not_exist_leaves_nothing(cache: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot set up runtime:onnxruntime==0.0.7") as caught:
+    with pytest.raises(DeviceError, match=r"^cannot set up runtime:onnxruntime==0\.0\.7") as caught:
         ready("runtime:onnxruntime==0.0.7")
     assert len(str(caught.value).splitlines()) == 1
     assert not list((cache / "devices").glob("onnxruntime-0.0.7*.*[!lock]"))

@@ -1,6 +1,7 @@
 """Comparing two files: verdicts on ratios that are known, and on real files."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def chain(path: Path, layers: int) -> Artifact:
 
     weights = np.random.default_rng(0).normal(0, 0.1, (256, 256)).astype(np.float32)
     names = ["x", *(f"h{number}" for number in range(1, layers)), "logits"]
-    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in zip(names, names[1:])]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 256])
         for name in ("x", "logits")
