@@ -64,7 +64,8 @@ def run(folder: Path, timeout: float) -> tuple[int, str, str | None]:
     process = subprocess.Popen(
         [sys.executable, "agent.py", "job.json", "result.json"],
         cwd=folder,
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+        # What a runtime puts into the temporary folder is to go too.
+        env=dict(os.environ, TMPDIR=str(folder), TF_CPP_MIN_LOG_LEVEL="3"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

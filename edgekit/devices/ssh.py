@@ -105,7 +105,8 @@ class Board:
             # The shell there sees the interpreter's plain name and a number, and nothing else.
             start = f'exec(__import__("sys").stdin.buffer.read({length}))'
             options = [f"-o{key}={value}" for key, value in _OPTIONS.items()]
-            command = ["ssh", *options, *self._place(), shlex.join([self.python, "-c", start])]
+            there = shlex.join([self.python, "-c", start])
+            command = ["ssh", *options, *self._port(), "--", self._host(), there]
             try:
                 # The board tidies up when the client is gone, however it went.
                 done = subprocess.run(
@@ -124,9 +125,11 @@ class Board:
             raise died(job["file"], self.name, fields["status"], fields["said"].encode())
         (folder / "result.json").write_text(fields["result"], encoding="utf-8")
 
-    def _place(self) -> list[str]:
-        port = [] if self.port is None else ["-p", str(self.port)]
-        return [*port, "--", self.login.replace("[", "").replace("]", "")]
+    def _host(self) -> str:
+        return self.login.replace("[", "").replace("]", "")
+
+    def _port(self) -> list[str]:
+        return [] if self.port is None else ["-p", str(self.port)]
 
     def _why(self, done: subprocess.CompletedProcess[bytes], what: str) -> str:
         """Why there was no answer, from what the client said and how it ended."""
@@ -137,12 +140,12 @@ class Board:
             return f"there is no {self.python} there; {mend}"
         if done.returncode != 255:
             return f"{self.python} there {ending(done.returncode, done.stderr)}"
-        host = self.login.rpartition("@")[2].strip("[]")
+        host = self._host().rpartition("@")[2]
         known = host if self.port in (None, 22) else f"[{host}]:{self.port}"
         words = {
-            "login": f"`{shlex.join(['ssh', *self._place()])}`",
+            "login": " ".join(["`ssh", *self._port(), self._host() + "`"]),
             "forget": f"`ssh-keygen -R '{known}'`",
-            "give_key": f"`{shlex.join(['ssh-copy-id', *self._place()])}`",
+            "give_key": " ".join(["`ssh-copy-id", *self._port(), self._host() + "`"]),
             "last": last,
         }
         for fragment, reason in _REASONS:
