@@ -10,8 +10,6 @@ The folder is removed and the agent killed however this ends (but by SIGKILL): a
 connection is lost, and then after ``timeout`` seconds at the latest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select
@@ -30,6 +28,7 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(1))
+    # Older ones must get as far as here: hence the annotations in quotes.
     if sys.version_info < (3, 9):  # noqa: UP036
         found = ".".join(map(str, sys.version_info[:3]))
         answer(1, f"Python 3.9 or later is needed, and {sys.executable} is {found}", None)
@@ -48,7 +47,7 @@ def main() -> None:
     answer(status, said, result)
 
 
-def receive(files: list[tuple[str, int]], folder: Path) -> None:
+def receive(files: "list[tuple[str, int]]", folder: Path) -> None:
     for name, size in files:
         with (folder / name).open("wb") as stream:
             while size:
@@ -59,7 +58,7 @@ def receive(files: list[tuple[str, int]], folder: Path) -> None:
                 size -= len(chunk)
 
 
-def run(folder: Path, timeout: float) -> tuple[int, str, str | None]:
+def run(folder: Path, timeout: float) -> "tuple[int, str, str | None]":
     """The agent's exit status, the end of what it said, and its result if it left one."""
     process = subprocess.Popen(
         [sys.executable, "agent.py", "job.json", "result.json"],
@@ -98,7 +97,7 @@ def run(folder: Path, timeout: float) -> tuple[int, str, str | None]:
     return process.returncode, said[-2000:], text
 
 
-def answer(status: int, said: str, result: str | None) -> None:
+def answer(status: int, said: str, result: "str | None") -> None:
     fields = {"status": status, "said": said, "result": result}
     # A line of its own: a login shell may have said something before.
     sys.stdout.write("\n" + MARK + "\n" + json.dumps(fields) + "\n")

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
+
 _SERVER = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -117,8 +119,10 @@ def _find(downloads: Path) -> tuple[Path, dict[str, str]]:
     if installed is not None:
         return Path(installed), {}
     unpacked = downloads / "unpacked" / "usr" / "sbin" / "sshd"
-    if not unpacked.is_file():
-        _unpack(downloads)
+    # Several workers of one run of the tests may want it at once.
+    with filelock.FileLock(downloads / "lock"):
+        if not unpacked.is_file():
+            _unpack(downloads)
     libraries = ":".join(str(path) for path in (downloads / "unpacked/usr/lib").glob("*-linux-*"))
     return unpacked, {"LD_LIBRARY_PATH": libraries}
 

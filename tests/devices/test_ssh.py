@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def server(
             pytest.skip(str(error))
 
 
-def _run(name: str, tmp_path: Path, *passes: Pass, timeout: float = 60) -> dict[str, object]:
+def _run(name: str, tmp_path: Path, *passes: Pass, timeout: float = 60) -> dict[str, Any]:
     model = _sum_model(tmp_path / "model.onnx")
     device = open_device(name)
     wanted = passes or (Pass("all", "outputs"),)
