@@ -251,7 +251,7 @@ def show_measurements(bench: "Bench") -> None:
         ("bytes", [format_bytes(each.bytes) for each in found]),
         ("p50", [_cell(each, lambda latency: format_seconds(latency.p50)) for each in timed]),
         ("±", [_cell(each, _reach) for each in timed]),
-        ("p90", [_cell(each, lambda latency: format_seconds(latency.p90)) for each in timed]),
+        ("p90", [_cell(each, lambda latency: _seconds(latency.p90)) for each in timed]),
         ("p99", [_cell(each, lambda latency: _seconds(latency.p99)) for each in timed]),
         *_by_length(timed),
         ("load", [_seconds(each.load_seconds) for each in found]),
@@ -274,7 +274,7 @@ def show_measurements(bench: "Bench") -> None:
         told = "" if first.timed else "; its times mean nothing and are not shown"
         typer.echo(dim(f"{device}: {what}, {bench.rows} rows of {bench.inputs}{told}"))
     for each in found:
-        if each.latency is not None and each.latency.wide:
+        if each.latency is not None and each.latency.wide and each.latency.low is not None:
             typer.echo(f"? {each.file}: time ran out with a wide interval; give more --seconds")
 
 
@@ -302,6 +302,8 @@ def _cell(latency: "LatencyEntry | None", show: Callable[["LatencyEntry"], str])
 
 
 def _reach(latency: "LatencyEntry") -> str:
+    if latency.low is None or latency.high is None:
+        return ""
     return format_percent((latency.high - latency.low) / 2 / latency.p50, 1)
 
 

@@ -74,6 +74,8 @@ def run_agent(
         device.run(folder, job, timeout)
         result = _read_result(folder / "result.json", artifact, device)
     for found in result["passes"].values():
+        if "missing" in found:
+            raise DeviceError(f"{device.name} gives no answers: {found['missing']}")
         if "outputs" in found:
             found["outputs"] = decode(found["outputs"])
     return result

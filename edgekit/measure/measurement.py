@@ -30,10 +30,12 @@ class LatencyEntry(_Part):
     """Seconds of one call at the rows' true lengths, one row a call."""
 
     p50: float
-    p90: float
+    p90: float | None
     p99: float | None = Field(description="from 500 samples on")
-    low: float = Field(description="the median's 95 % bootstrap interval")
-    high: float
+    low: float | None = Field(
+        description="the median's 95 % bootstrap interval; null where a tool keeps no samples"
+    )
+    high: float | None
     wide: bool = Field(description="the interval is wider than 2 % of the median")
     steady: bool = Field(description="the pace had settled before the first sample")
     samples: int
@@ -72,6 +74,7 @@ class Measurement(_Part):
     overhead_seconds: float | None = Field(description="what measuring adds to a call")
     memory: Memory
     fingerprint: dict[str, Any]
+    conditions: dict[str, Any] | None = Field(description="a phone's cores, temperature, charge")
 
 
 def measure(
@@ -113,29 +116,49 @@ def _measurement(artifact: Artifact, device: Device, found: dict[str, Any]) -> M
         timed=timed,
         load_seconds=found["load_seconds"] if timed else None,
         first_run_seconds=found["first_run_seconds"] if timed else None,
-        latency=LatencyEntry(**summarize(latency).to_json()) if latency else None,
+        latency=_latency(latency) if latency else None,
         throughput=Throughput(
             batch=batch["batch"],
             rows_per_second=batch["batch"] / float(np.median(batch["samples"])),
         )
         if batch
         else None,
-        overhead_seconds=latency["overhead_seconds"] if latency else None,
+        overhead_seconds=latency.get("overhead_seconds") if latency else None,
         memory=Memory(
-            empty=memory["start"],
+            empty=memory.get("start"),
             loaded=memory.get("loaded"),
-            peak=memory["peak"],
+            peak=memory.get("peak"),
             above_empty=above_empty(memory),
             share=memory.get("share"),
             mapped=memory.get("mapped"),
         ),
         fingerprint=found["fingerprint"],
+        conditions=found.get("conditions"),
+    )
+
+
+def _latency(found: dict[str, Any]) -> LatencyEntry:
+    """From samples, or from the rounds of a tool that keeps none: one for each length."""
+    if "samples" in found:
+        return LatencyEntry(**summarize(found).to_json())
+    lengths = {each["width"]: each["p50"] or each["mean"] for each in found["rounds"]}
+    return LatencyEntry(
+        p50=float(np.median(list(lengths.values()))),
+        p90=None,
+        p99=None,
+        low=None,
+        high=None,
+        wide=True,
+        steady=True,
+        samples=sum(each["count"] for each in found["rounds"]),
+        lengths={width or 0: seconds for width, seconds in lengths.items()},
     )
 
 
 def above_empty(memory: dict[str, Any]) -> int | None:
     """Peak bytes above an empty process, or ``None`` where the system tells no memory."""
-    return memory["peak"] - memory["start"] if memory["start"] and memory["peak"] else None
+    start, peak = memory.get("start"), memory.get("peak")
+    return peak - start if start and peak else None
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def measurement(**changes: Any) -> Measurement:
         "overhead_seconds": 1e-6,
         "memory": dict.fromkeys(["empty", "loaded", "peak", "above_empty", "share", "mapped"]),
         "fingerprint": RECORD["device"],
+        "conditions": None,
     }
     return Measurement.model_validate({**fields, **changes})
 
