@@ -163,6 +163,37 @@ def test_bench_measures_a_file_by_itself(built: Path, tmp_path: Path) -> None:
     assert edgekit.bench(tmp_path / "model.tflite", seconds=0.2).inputs == "made-up inputs"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["android-arm64", "linux-x86_64"])
+def test_every_runtime_from_the_promised_one_to_ours_runs_the_file(
+    built: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.cli import run
+
+    assert run(["verify", str(built / target), "--matrix", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["verdict"]["checks"]
+    reasons = [check["reason"] for check in checks if check["name"] == "golden"]
+    oldest = {"android-arm64": "tflite-runtime==2.14.0", "linux-x86_64": "onnxruntime==1.17.0"}
+    assert any(oldest[target] in reason for reason in reasons)
+    assert len(reasons) >= 4
+
+
+def test_a_build_proves_its_files_on_other_devices(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On this host by another name, so that it needs no set-up."""
+    from edgekit.devices import host
+
+    elsewhere = host.Host(name="another host")
+    monkeypatch.setattr("edgekit.pipeline.ready", lambda name: elsewhere)
+    result = _build(project, tmp_path / "dist", device="somewhere")
+    (found,) = result.bundles[0].figures["model.onnx"]["elsewhere"]
+    assert (found["device"], found["max"], found["agreement"]) == ("another host", 0.0, 1.0)
+    manifest = json.loads((tmp_path / "dist" / "linux-x86_64" / "manifest.json").read_text())
+    assert manifest["models"][0]["proof"]["elsewhere"] == [found]
+    assert manifest["settings"]["devices"] == ["somewhere"]
+
+
 def test_bench_compares_two_files(built: Path) -> None:
     one, other = built / "linux-x86_64", built / "android-arm64" / "model.tflite"
     found = edgekit.bench(one, against=other, seconds=1).comparison

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from edgekit.preprocess import Encoded
 
 _AGENT = Path(__file__).with_name("agent.py")
 _PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "torchscript": "torch"}
+# Where in its own sources a runtime gave up: of use to its authors only.
+_SOURCE = re.compile(r"/\S+\.(?:cc|h|cpp):\d+ (?:.*?\) )?")
 
 
 @dataclass(frozen=True)
@@ -133,5 +136,6 @@ def _read_result(path: Path, artifact: Artifact, device: Device) -> dict[str, An
     if error:
         package = _PACKAGES[artifact.format]
         mend = f"; install {package}" if "No module named" in error else ""
-        raise DeviceError(f"{name} does not run on {package} ({device.name}): {error}{mend}")
+        reason = _SOURCE.sub("", error)
+        raise DeviceError(f"{name} does not run on {package} ({device.name}): {reason}{mend}")
     return result

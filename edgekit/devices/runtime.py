@@ -24,7 +24,7 @@ _FORMATS: dict[str, Format] = {
     "torch": "torchscript",
 }
 # The first version of each that was built for numpy 2; none of tflite-runtime ever was.
-_NUMPY_2 = {"onnxruntime": "1.19", "tflite-runtime": "999", "torch": "2.3", "ai-edge-litert": "0"}
+_NUMPY_2 = {"onnxruntime": "1.19", "tflite-runtime": "999", "torch": "2.3", "ai-edge-litert": "1.1"}
 _DONE = "complete"
 # What a file is tried on between the oldest version that its target promises and ours: the last
 # of a line of releases, since each line knows the operators of those before.
