@@ -86,6 +86,25 @@ class Graph:
     operators: tuple[Operator, ...]
 
 
+def origins(graph: Graph) -> dict[int, Value]:
+    """The stored weight that a value is, or is worked out from without any input, by its id."""
+    found: dict[int, Value] = {}
+    fixed: set[int] = set()
+    for op in graph.operators:
+        for value in op.inputs:
+            if value.constant:
+                fixed.add(id(value))
+            if value.weight:
+                found[id(value)] = value
+        if op.inputs and all(id(value) in fixed for value in op.inputs):
+            made = set(map(id, op.outputs))
+            fixed |= made
+            first = next((found[id(v)] for v in op.inputs if id(v) in found), None)
+            if first is not None:
+                found |= dict.fromkeys(made, first)
+    return found
+
+
 def is_weight_type(dtype: str) -> bool:
     """Whether numbers of this type are weights wherever they are stored."""
     return dtype in _WEIGHT_TYPES
