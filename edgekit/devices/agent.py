@@ -22,6 +22,8 @@ The job (see ``read_job``):
             until the median's interval is narrower than ``precision``, or the seconds are over
         {"name", "kind": "compare", "rows": [..], "seconds": s}
             wall time of single rows on this file and on ``other``, one right after the other
+        {"name", "kind": "profile", "rows": [..], "seconds": s}
+            seconds of each operator, by the runtime's own profiler, in a session of its own
     other             for "compare": "file", "format", "lengths" and "signature_inputs" of the
                       second file
     cores, nice       optional: processor cores to stay on, and the process's niceness
@@ -34,6 +36,7 @@ its true tokens when the model answers per token. On failure ``error`` says what
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import math
 import os
@@ -41,7 +44,7 @@ import platform
 import random
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 
@@ -93,6 +96,8 @@ def run(job: Fields, result: Fields) -> None:
             against, _ = RUNTIMES[other["format"]](other, {})
             theirs = Rows(arrays, lengths, other["lengths"], other["signature_inputs"])
             result["passes"][step["name"]] = compare((call, rows), (against, theirs), step)
+        elif kind == "profile":
+            result["passes"][step["name"]] = profile(job, rows, step)
         else:
             result["passes"][step["name"]] = outputs(call, rows, step)
     noted.setdefault("peak", peak())
@@ -354,24 +359,344 @@ def compare(ours: tuple[Call, Rows], theirs: tuple[Call, Rows], step: Fields) ->
     return {"pairs": pairs}
 
 
+# Inferences that a profile takes at most: onnxruntime writes a line of JSON for each operator.
+PROFILED = 200
+# Of each row in turn. The first may prepare kernels for its length; of those behind it the
+# fastest counts, which is the one that nothing else on the machine held up.
+IN_A_ROW = 5
+
+# An operator as a profiler saw it: its name, its kind, its place in the file's graph, seconds.
+Seen = Tuple[str, str, Optional[int], float]
+
+
+def profile(job: Fields, rows: Rows, step: Fields) -> Fields:
+    """Mean seconds of one inference in each operator, in the order in which they run.
+
+    ``total_seconds`` are those of the inference, with what lies between operators. An operator
+    has its name and kind as the runtime says them, and its place in the file's graph where the
+    runtime says that. Runtimes count in whole microseconds.
+    """
+    profiler = {"onnx": profile_onnx, "tflite": profile_tflite}.get(job["format"])
+    if profiler is None:
+        return unprofiled("the runtime of " + job["format"] + " is not profiled")
+    try:
+        runs = profiler(job, rows, step)
+    except NoProfile as reason:
+        return unprofiled(str(reason))
+    groups = [runs[first : first + IN_A_ROW] for first in range(0, len(runs), IN_A_ROW)]
+    runs = [min(group, key=lambda each: each[0]) for group in groups]
+    sums: dict[tuple[int, str], Fields] = {}
+    for _, seen in runs:
+        for place, (name, kind, index, seconds) in enumerate(seen):
+            new = {"name": name, "kind": kind, "index": index, "seconds": 0.0, "calls": 0}
+            op = sums.setdefault((place, name), new)
+            op["seconds"] += seconds / len(runs)
+            op["calls"] += 1
+    return {
+        "ops": [sums[key] for key in sorted(sums)],
+        "total_seconds": sum(total for total, _ in runs) / len(runs),
+        "inferences": len(runs),
+        "reason": None,
+    }
+
+
+class NoProfile(Exception):
+    """Why the runtime gives no profile."""
+
+
+def unprofiled(reason: str) -> Fields:
+    return {"ops": [], "total_seconds": None, "inferences": 0, "reason": reason}
+
+
+def in_turn(rows: Rows, step: Fields, run_row: Callable[[Feed], None]) -> None:
+    """Rows through ``run_row`` until the time is up."""
+    deadline = time.perf_counter() + step["seconds"]
+    feeds = [rows.feed([index]) for index in step["rows"]]
+    for number in range(PROFILED // IN_A_ROW):
+        run_row(feeds[number % len(feeds)])
+        if time.perf_counter() > deadline:
+            break
+
+
+def profile_onnx(job: Fields, rows: Rows, step: Fields) -> list[tuple[float, list[Seen]]]:
+    """Of each inference its seconds and its operators."""
+    import tempfile
+
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
+        options = onnx_options(job)
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        session = onnxruntime.InferenceSession(
+            job["file"], options, providers=["CPUExecutionProvider"]
+        )
+        call = onnx_call(session)
+
+        def run_row(feed: Feed) -> None:
+            for _ in range(1 + IN_A_ROW):
+                call(feed)
+
+        in_turn(rows, step, run_row)
+        with open(session.end_profiling(), encoding="utf-8") as stream:
+            events = json.load(stream)
+    runs: list[tuple[float, list[Seen]]] = []
+    seen: list[Seen] = []
+    for event in events:
+        name, seconds = event["name"], event.get("dur", 0) * 1e-6
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            said = event["args"]
+            kind = said["op_name"]
+            name = name[: -len("_kernel_time")] or kind + " " + str(said.get("node_index", ""))
+            seen.append((name, kind, None, seconds))
+        elif name == "model_run":
+            runs.append((seconds, seen))
+            seen = []
+    return [run_ for number, run_ in enumerate(runs) if number % (1 + IN_A_ROW)]
+
+
+# Versions of ai-edge-litert whose C interface is as it is called below.
+LITERT_C = ("2.3.",)
+
+
+def profile_tflite(job: Fields, rows: Rows, step: Fields) -> list[tuple[float, list[Seen]]]:
+    """The same from LiteRT, whose profiler is in its C interface and not in Python."""
+    import importlib.metadata
+
+    try:
+        version = importlib.metadata.version("ai-edge-litert")
+    except importlib.metadata.PackageNotFoundError:
+        raise NoProfile("tflite-runtime has no profiler for Python") from None
+    if not version.startswith(LITERT_C):
+        raise NoProfile("LiteRT is profiled in version 2.3, and this is " + version)
+    try:
+        model = LiteRt(job)
+        in_turn(rows, step, model.run_row)
+    except (OSError, AttributeError) as error:  # no such library, no such function in it
+        raise NoProfile("LiteRT lacks its C interface: " + str(error)) from None
+    if not model.runs:
+        raise NoProfile("LiteRT's profiler saw no inference")
+    return model.runs
+
+
+class Layout(ctypes.Structure):
+    """LiteRtLayout; the eighth bit of ``rank`` says whether there are strides."""
+
+    _fields_ = [
+        ("rank", ctypes.c_uint32),
+        ("sizes", ctypes.c_int32 * 8),
+        ("strides", ctypes.c_uint32 * 8),
+    ]
+
+
+class TensorType(ctypes.Structure):
+    """LiteRtRankedTensorType"""
+
+    _fields_ = [("element", ctypes.c_int), ("layout", Layout)]
+
+
+class Event(ctypes.Structure):
+    """ProfiledEventData; ``index`` is the operator's place in the graph, or in the delegate."""
+
+    _fields_ = [
+        ("tag", ctypes.c_char_p),
+        ("kind", ctypes.c_int),
+        ("start", ctypes.c_uint64),
+        ("microseconds", ctypes.c_uint64),
+        ("memory", ctypes.c_size_t * 6),
+        ("index", ctypes.c_uint64),
+        ("graph", ctypes.c_uint64),
+        ("source", ctypes.c_int),
+    ]
+
+
+# Kinds of events: others, an operator of the graph, and one inside a delegate.
+OTHER, OPERATOR, IN_DELEGATE = 1, 2, 8
+ELEMENTS = {
+    1: "float32",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    6: "bool",
+    7: "int16",
+    9: "int8",
+    10: "float16",
+}
+CPU, WRITE = 1, 1
+Handle = ctypes.c_void_p
+Size = ctypes.c_size_t
+by = ctypes.byref
+
+
+class LiteRt:
+    """A file compiled with its profiler on, through LiteRT's C interface (litert/c/*.h).
+
+    runs: of each profiled inference its seconds and its operators.
+    """
+
+    def __init__(self, job: Fields) -> None:
+        import ai_edge_litert
+
+        folder = next(iter(ai_edge_litert.__path__))
+        self.library = ctypes.CDLL(os.path.join(folder, "libLiteRt.so"))
+        self.runs: list[tuple[float, list[Seen]]] = []
+        self.names, self.lengths = job["signature_inputs"], job["lengths"]
+        self.environment = self.make("CreateEnvironment", 0, None)
+        self.file = self.make("CreateModelFromFile", self.environment, job["file"].encode())
+        options = self.make("CreateOptions")
+        self.do("SetOptionsHardwareAccelerators", options, CPU)
+        self.add(options, b"runtime_options_string", b"enable_profiling = true\n")
+        self.add(options, b"xnnpack", b"num_threads = %d\n" % job["threads"])
+        self.model = self.make("CreateCompiledModel", self.environment, self.file, options)
+        self.profiler = self.make("CompiledModelGetProfiler", self.model)
+
+    def do(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, "LiteRt" + name)(*arguments)
+        if status:
+            raise NoProfile("LiteRt" + name + " fails with status " + str(status))
+
+    def make(self, name: str, *arguments: Any) -> Handle:
+        """What a function writes to its last argument."""
+        made = Handle()
+        self.do(name, *arguments, by(made))
+        return made
+
+    def number(self, name: str, *arguments: Any) -> int:
+        found = Size()
+        self.do(name, *arguments, by(found))
+        return found.value
+
+    def add(self, options: Handle, name: bytes, text: bytes) -> None:
+        """Options that LiteRT reads as TOML; it frees the text."""
+        libc = ctypes.CDLL(None)
+        libc.strdup.restype = Handle
+        free = ctypes.cast(libc.free, Handle)
+        opaque = self.make("CreateOpaqueOptions", name, Handle(libc.strdup(text)), free)
+        self.do("AddOpaqueOptions", options, opaque)
+
+    def run_row(self, feed: Feed) -> None:
+        """One row: an inference to warm up, and then those that are profiled."""
+        at = Size(self.signature(feed[self.names[0]].shape))
+        signature = self.make("GetModelSignature", self.file, at)
+        taken = self.inputs(signature, at, feed)
+        count = self.number("GetNumSignatureOutputs", signature)
+        layouts = (Layout * count)()
+        update = ctypes.c_bool(True)
+        self.do("GetCompiledModelOutputTensorLayouts", self.model, at, Size(count), layouts, update)
+        inputs = [self.filled(at, *each) for each in taken]
+        outputs = []
+        for number, layout in enumerate(layouts):
+            element = self.tensor_type("Output", signature, number).element
+            outputs.append(self.buffer("Output", at, number, TensorType(element, layout)))
+        given, got = (Handle * len(inputs))(*inputs), (Handle * count)(*outputs)
+        arguments = self.model, at, Size(len(inputs)), given, Size(count), got
+        self.do("RunCompiledModel", *arguments)
+        self.do("ResetProfiler", self.profiler)
+        self.do("StartProfiler", self.profiler)
+        for _ in range(IN_A_ROW):
+            self.do("RunCompiledModel", *arguments)
+        self.do("StopProfiler", self.profiler)
+        self.read_events()
+        for buffer in (*inputs, *outputs):
+            self.library.LiteRtDestroyTensorBuffer(buffer)
+
+    def signature(self, shape: tuple[int, ...]) -> int:
+        """The one for these sizes, or the only one."""
+        for number in range(self.number("GetNumModelSignatures", self.file)):
+            signature = self.make("GetModelSignature", self.file, Size(number))
+            layout = self.tensor_type("Input", signature, 0).layout
+            if not self.lengths or layout.sizes[1] == shape[1]:
+                return number
+        raise NoProfile("LiteRT knows no signature for " + str(list(shape)))
+
+    def inputs(self, signature: Handle, at: Size, feed: Feed) -> list[tuple[int, int, Array]]:
+        """Number, type and values of each input, which is given the values' shape."""
+        found = []
+        for number in range(self.number("GetNumSignatureInputs", signature)):
+            name = ctypes.c_char_p()
+            self.do("GetSignatureInputName", signature, Size(number), by(name))
+            # Without signatures LiteRT names inputs after tensors; they are in our order then.
+            array = feed.get((name.value or b"").decode(), feed[self.names[number]])
+            kind = self.tensor_type("Input", signature, number)
+            if min(kind.layout.sizes[: kind.layout.rank & 127], default=0) < 0:
+                sizes, rank = (ctypes.c_int * array.ndim)(*array.shape), Size(array.ndim)
+                place = self.model, at, Size(number)
+                self.do("CompiledModelResizeInputTensor", *place, sizes, rank)
+            found.append((number, kind.element, array))
+        return found
+
+    def tensor_type(self, end: str, signature: Handle, number: int) -> TensorType:
+        tensor = self.make(f"GetSignature{end}TensorByIndex", signature, Size(number))
+        found = TensorType()
+        self.do("GetRankedTensorType", tensor, by(found))
+        return found
+
+    def buffer(self, end: str, at: Size, number: int, kind: TensorType) -> Handle:
+        needs = self.make(f"GetCompiledModel{end}BufferRequirements", self.model, at, Size(number))
+        create = "CreateManagedTensorBufferFromRequirements"
+        return self.make(create, self.environment, by(kind), needs)
+
+    def filled(self, at: Size, number: int, element: int, array: Array) -> Handle:
+        kind = TensorType(element)
+        place = self.model, at, Size(number)
+        self.do("GetCompiledModelInputTensorLayout", *place, by(kind.layout))
+        buffer = self.buffer("Input", at, number, kind)
+        values = np.ascontiguousarray(array, ELEMENTS.get(element))
+        size = self.number("GetTensorBufferPackedSize", buffer)
+        if size != values.nbytes:
+            raise NoProfile(f"LiteRT takes {size} bytes as an input and gets {values.nbytes}")
+        address = Handle()
+        self.do("LockTensorBuffer", buffer, by(address), WRITE)
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        self.do("UnlockTensorBuffer", buffer)
+        return buffer
+
+    def read_events(self) -> None:
+        """Add the profiled inferences to ``runs``; each begins with an event that spans it."""
+        count = ctypes.c_int()
+        self.do("GetNumProfilerEvents", self.profiler, by(count))
+        if not count.value:
+            return
+        events = (Event * count.value)()
+        self.do("GetProfilerEvents", self.profiler, count, events)
+        for event in events:
+            name, seconds = (event.tag or b"").decode(errors="replace"), event.microseconds * 1e-6
+            if event.kind == OTHER and name == "Invoke":
+                self.runs.append((seconds, []))
+            elif event.kind in (OPERATOR, IN_DELEGATE) and self.runs:
+                index = event.index if event.kind == OPERATOR else None
+                self.runs[-1][1].append((name, name.split(" (")[0], index, seconds))
+
+
 def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     import onnxruntime
 
     memory["imported"] = resident()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = job["threads"]
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = onnx_options(job)
     started = time.perf_counter()
     session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
+    return onnx_call(session), "onnxruntime " + onnxruntime.__version__
+
+
+def onnx_options(job: Fields) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def onnx_call(session: Any) -> Call:
     kinds = {i.name: np.dtype(ONNX_TYPES.get(i.type, "float32")) for i in session.get_inputs()}
 
     def call(feed: Feed) -> Any:
         return session.run(None, {n: a.astype(kinds[n], copy=False) for n, a in feed.items()})[0]
 
-    return call, "onnxruntime " + onnxruntime.__version__
+    return call
 
 
 ONNX_TYPES = {
