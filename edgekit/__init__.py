@@ -109,6 +109,7 @@ def bench(
     seconds: float = 5.0,
     cores: Sequence[int] = (),
     nice: int = 0,
+    profile: bool = False,
     on_event: "Callable[[Event], None] | None" = None,
 ) -> "Bench":
     """How a bundle's model files, or one file, run on devices; or one file against another."""
@@ -125,6 +126,7 @@ def bench(
         seconds=seconds,
         cores=cores,
         nice=nice,
+        profile=profile,
         on_event=on_event or silent,
     )
 

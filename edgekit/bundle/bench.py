@@ -29,7 +29,10 @@ _TOKENS = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured. ``inputs`` says what was fed; ``comparison`` is against another file."""
+    """What was measured. ``inputs`` says what was fed; ``comparison`` is against another file.
+
+    profiles: of each file, ``ops`` and ``layers`` with their seconds, and the ``roofline``.
+    """
 
     path: Path
     inputs: str
@@ -37,6 +40,7 @@ class Bench:
     measurements: tuple[Measurement, ...] = ()
     tokenization_seconds: float | None = None
     comparison: Comparison | None = None
+    profiles: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +49,7 @@ class Bench:
             "rows": self.rows,
             "tokenization_seconds": self.tokenization_seconds,
             "measurements": [each.model_dump(mode="json") for each in self.measurements],
+            "profiles": list(self.profiles),
             "comparison": None if self.comparison is None else self.comparison.to_json(),
         }
 
@@ -58,6 +63,7 @@ def bench(
     seconds: float = 5.0,
     cores: Sequence[int] = (),
     nice: int = 0,
+    profile: bool = False,
     on_event: Callable[[Event], None] = silent,
 ) -> Bench:
     """Measure each model file on each device, or with ``against`` compare two files.
@@ -71,7 +77,7 @@ def bench(
     if against is not None:
         other = _counterpart(first, _subjects(against), against)
         on_event(Event("stage-start", "bench", f"comparing {path} with {against}"))
-        found = compare(
+        comparison = compare(
             first.artifact,
             other.artifact,
             first.encoded,
@@ -81,28 +87,62 @@ def bench(
             device=devices[0],
         )
         on_event(Event("stage-end", "bench", f"comparing {path} with {against}"))
-        return Bench(path, first.inputs, len(first.encoded), comparison=found)
-    measured = []
+        return Bench(path, first.inputs, len(first.encoded), comparison=comparison)
+    measured, profiles = [], []
     for device in devices:
         for subject in subjects:
             if subject.artifact.format not in device.formats and len(subjects) > 1:
                 continue
             title = f"running {subject.artifact.path.name} on {device.name}"
             on_event(Event("stage-start", "bench", title))
-            measured.append(
-                measure(
-                    subject.artifact,
-                    subject.encoded,
-                    device,
-                    threads=threads or subject.threads,
-                    seconds=seconds,
-                    cores=tuple(cores),
-                    nice=nice,
-                )
+            found = measure(
+                subject.artifact,
+                subject.encoded,
+                device,
+                threads=threads or subject.threads,
+                seconds=seconds,
+                cores=tuple(cores),
+                nice=nice,
             )
+            measured.append(found)
+            if profile and device.timed:
+                profiles.append(_profile(subject, device, threads or subject.threads, found))
             on_event(Event("stage-end", "bench", title))
-    tokenization = _tokenization(path, first)
-    return Bench(path, first.inputs, len(first.encoded), tuple(measured), tokenization)
+    return Bench(
+        path,
+        first.inputs,
+        len(first.encoded),
+        tuple(measured),
+        _tokenization(path, first),
+        profiles=tuple(profiles),
+    )
+
+
+def _profile(
+    subject: "_Subject", device: Device, threads: int, measured: Measurement
+) -> dict[str, Any]:
+    """Where the time goes, by operator and by layer, and how near the file comes to the peak."""
+    from edgekit.measure.profile import by_layer, profile
+    from edgekit.measure.roofline import measure_peak, roofline
+
+    artifact, rows = subject.artifact, list(range(len(subject.encoded)))
+    found = profile(artifact, subject.encoded, rows, threads=threads, device=device)
+    length, latency = measured.static.length, measured.latency
+    seconds = None
+    if latency is not None:
+        seconds = latency.p50 if length is None else latency.lengths.get(length)
+    peak = measure_peak(artifact, threads=threads, device=device)
+    share = None
+    if seconds is not None:
+        share = roofline(measured.static.macs, seconds, peak, artifact.scheme)
+    return {
+        "file": artifact.path.name,
+        "device": device.name,
+        **found,
+        "layers": by_layer(found),
+        "peak": peak,
+        "roofline": share,
+    }
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ def run(
     seconds: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="How long each file is run, at most.")
     ] = 5.0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time goes, layer by layer.")
+    ] = False,
     json: options.Json = False,
 ) -> int:
     """Measure how model files run: latency, throughput, memory."""
@@ -44,6 +47,7 @@ def run(
             seconds=seconds,
             cores=pinned,
             nice=nice,
+            profile=profile,
             on_event=on_event,
         )
     if json:

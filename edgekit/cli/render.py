@@ -27,6 +27,8 @@ _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?"
 # Metrics that are not shares of rows, and so have no percentage.
 _COEFFICIENTS = ("matthews", "spearman", "pearson")
 _MOST_LENGTHS = 4
+_SLOWEST = 8
+_BAR = 30
 
 
 # JSON
@@ -259,6 +261,10 @@ def show_measurements(bench: "Bench") -> None:
         ("rows a second", [_throughput(each) for each in found]),
         ("peak memory", [_bytes(each.memory.above_empty) for each in found]),
         ("of it mapped", [_bytes(each.memory.mapped) for each in found]),
+        ("MACs", [_count(each.static.macs) for each in found]),
+        ("weights read", [_known_bytes(each.static.weight_bytes) for each in found]),
+        ("activations", [_known_bytes(each.static.activation_bytes) for each in found]),
+        ("operators", [str(sum(each.static.ops.values())) for each in found]),
     ]
     several = len({each.device for each in found}) > 1
     show_table(
@@ -276,6 +282,49 @@ def show_measurements(bench: "Bench") -> None:
     for each in found:
         if each.latency is not None and each.latency.wide and each.latency.low is not None:
             typer.echo(f"? {each.file}: time ran out with a wide interval; give more --seconds")
+
+    for profile in bench.profiles:
+        _show_profile(profile)
+
+
+def _show_profile(profile: Mapping[str, Any]) -> None:
+    """A bar for each layer, the slowest operators, and how near the peak the file comes."""
+    from edgekit.measure.profile import top
+
+    typer.echo()
+    typer.echo(f"{bold(profile['file'])} on {profile['device']}, where the time goes")
+    if not profile["ops"]:
+        typer.echo(f"? no profile: {profile['reason']}")
+        return
+    widest = max(each["share"] for each in profile["layers"])
+    show_table(
+        ("layer", "time", "", ""),
+        [
+            (
+                each["layer"],
+                format_seconds(each["seconds"]),
+                format_percent(each["share"], 1),
+                "█" * round(_BAR * each["share"] / widest),
+            )
+            for each in profile["layers"]
+        ],
+        right=(1, 2),
+    )
+    typer.echo()
+    show_table(
+        ("slowest operators", "layer", "time"),
+        [
+            (each["name"], each["layer"] or "", format_seconds(each["seconds"]))
+            for each in top(profile, _SLOWEST)
+        ],
+        right=(2,),
+    )
+    roof = profile["roofline"]
+    if roof is not None and roof["share"] is not None:
+        typer.echo(
+            f"{roof['macs_per_second'] / 1e9:.1f} GMAC/s, {format_percent(roof['share'], 0)} of "
+            "what one large product of matrices reaches in this runtime"
+        )
 
 
 def show_comparison(comparison: "Comparison", first: str, second: str) -> None:
@@ -324,6 +373,14 @@ def _by_length(timed: "Sequence[LatencyEntry | None]") -> list[tuple[str, list[s
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else format_seconds(seconds)
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number / 1e6:.1f} M"
+
+
+def _known_bytes(count: int | None) -> str:
+    return "" if count is None else format_bytes(count)
 
 
 def _throughput(measured: "Measurement") -> str:

@@ -14,6 +14,7 @@ from edgekit.artifact import Artifact
 from edgekit.devices.device import Device
 from edgekit.devices.run import Pass, run_agent
 from edgekit.measure.latency import PRECISION, summarize
+from edgekit.measure.static import Static, static_figures
 from edgekit.preprocess import Encoded
 
 SCHEMA = Path(__file__).with_name("measurement.schema.json")
@@ -58,6 +59,17 @@ class Memory(_Part):
     mapped: int | None = Field(description="of that, pages of mapped files")
 
 
+class StaticEntry(_Part):
+    """What needs no clock: of one row of ``length`` tokens (``edgekit.measure.static``)."""
+
+    macs: int | None
+    weight_bytes: int | None
+    activation_bytes: int | None
+    ops: dict[str, int]
+    parameters: int | None
+    length: int | None
+
+
 class Measurement(_Part):
     """Times are seconds, and ``None`` where the device's times mean nothing."""
 
@@ -74,6 +86,7 @@ class Measurement(_Part):
     overhead_seconds: float | None = Field(description="what measuring adds to a call")
     memory: Memory
     fingerprint: dict[str, Any]
+    static: StaticEntry
     conditions: dict[str, Any] | None = Field(description="a phone's cores, temperature, charge")
 
 
@@ -100,10 +113,19 @@ def measure(
     found = run_agent(
         artifact, encoded, passes, threads=threads, device=device, cores=cores, nice=nice
     )
-    return _measurement(artifact, device, found)
+    static = static_figures(artifact.path, middle_length(encoded))
+    return _measurement(artifact, device, found, static)
 
 
-def _measurement(artifact: Artifact, device: Device, found: dict[str, Any]) -> Measurement:
+def middle_length(encoded: Encoded) -> int | None:
+    """The length in tokens that half of the rows are no longer than; ``None`` without lengths."""
+    lengths = encoded.lengths
+    return None if lengths is None else int(np.sort(lengths)[(len(lengths) - 1) // 2])
+
+
+def _measurement(
+    artifact: Artifact, device: Device, found: dict[str, Any], static: Static
+) -> Measurement:
     passes, timed = found["passes"], device.timed
     memory = found["memory"]
     latency = passes.get("latency") if timed else None
@@ -133,6 +155,7 @@ def _measurement(artifact: Artifact, device: Device, found: dict[str, Any]) -> M
             mapped=memory.get("mapped"),
         ),
         fingerprint=found["fingerprint"],
+        static=StaticEntry(**static.to_json()),
         conditions=found.get("conditions"),
     )
 

@@ -95,6 +95,14 @@ def measurement(**changes: Any) -> Measurement:
         "overhead_seconds": 1e-6,
         "memory": dict.fromkeys(["empty", "loaded", "peak", "above_empty", "share", "mapped"]),
         "fingerprint": RECORD["device"],
+        "static": {
+            "macs": 111_921_024,
+            "weight_bytes": 11_012_764,
+            "activation_bytes": 165_936,
+            "ops": {"MUL": 86, "ADD": 45},
+            "parameters": 14_490_263,
+            "length": 12,
+        },
         "conditions": None,
     }
     return Measurement.model_validate({**fields, **changes})
@@ -113,6 +121,8 @@ def test_a_benchmark_has_a_column_for_each_file_and_device(
     assert "p50 at 8 1 ms" in lines
     assert "rows a second 1234 (by 8)" in lines
     assert "peak memory not known not known" in lines
+    assert "MACs 111.9 M 111.9 M" in lines
+    assert "operators 131 131" in lines
     assert not any(line.startswith("p99") for line in lines)
     assert any(line.endswith("its times mean nothing and are not shown") for line in lines)
     assert any("time ran out with a wide interval" in line for line in lines)
