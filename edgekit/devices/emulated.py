@@ -263,9 +263,11 @@ def _fill(partial: Path) -> None:
         "cores": _known_cores(qemu),
     }
     with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
-        command, environment = _guest(partial, record, _BASELINE, Path(name))
+        scratch = Path(name)
+        command, environment = _guest(partial, record, _BASELINE, scratch)
+        command += ["-s", "-c", _IMPORTS]
         # Python keeps the modules that it compiles here for all later runs.
-        _run([*command, "-s", "-c", _IMPORTS], "Python with the runtimes", environment=environment)
+        _run(command, "the first import under qemu", folder=scratch, environment=environment)
     shutil.rmtree(partial / "wheels")
     shutil.rmtree(partial / "apt")
     (partial / _RECORD).write_text(json.dumps(record | {"files": dict(_sizes(partial))}))
@@ -371,7 +373,7 @@ def _choose_qemu(apt: Sequence[str], folder: Path, home: Path) -> Path:
         return Path(found)
 
 
-def _fetch_qemu(apt: Sequence[str], folder: Path, home: Path, newer_than: Any) -> Path:
+def _fetch_qemu(apt: Sequence[str], folder: Path, home: Path, newer_than: tuple[int, ...]) -> Path:
     """A static qemu-aarch64 for this host; on Debian, its backports are looked at too."""
     offers = _offers(apt)
     if max((o[0] for o in offers), default=(0, 0)) < _RECENT:
@@ -386,9 +388,9 @@ def _fetch_qemu(apt: Sequence[str], folder: Path, home: Path, newer_than: Any) -
     home.mkdir()
     _run(["apt-get", *apt, "download", package], "apt-get download", folder=home)
     deb = next(home.glob("*.deb"))
-    _extract(deb, home)
+    qemu = _extract(deb, home)
     deb.unlink()
-    return next(home / name for name in _QEMU if (home / name).is_file())
+    return qemu
 
 
 def _offers(apt: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
@@ -427,20 +429,22 @@ def _with_backports(apt: Sequence[str], folder: Path) -> list[str]:
     return options
 
 
-def _extract(package: Path, folder: Path) -> None:
-    """Only qemu-aarch64 out of the emulators of all machines."""
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
-    ) as unpacking:
-        assert unpacking.stdout is not None
-        with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                source = archive.extractfile(member) if member.isfile() else None
-                if source is not None and member.name in {f"./usr/bin/{q}" for q in _QEMU}:
-                    with (folder / name).open("wb") as stream:
-                        shutil.copyfileobj(source, stream)
-                    (folder / name).chmod(0o755)
+def _extract(package: Path, folder: Path) -> Path:
+    """Only qemu-aarch64 out of the emulators of all machines; where it is now."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            name = member.name.removeprefix("./usr/bin/")
+            content = archive.extractfile(member) if name in _QEMU else None
+            if content is not None:
+                with (folder / name).open("wb") as stream:
+                    shutil.copyfileobj(content, stream)
+                (folder / name).chmod(0o755)
+                return folder / name
+    raise DeviceError(f"emulated:arm64 cannot be set up: {package.name} holds no qemu-aarch64")
 
 
 def _version(qemu: Path) -> tuple[int, ...]:
