@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekit.artifact import Artifact
+from edgekit.contents.static import Static, static_figures
 from edgekit.devices.device import Device
 from edgekit.devices.run import Pass, run_agent
 from edgekit.measure.latency import PRECISION, summarize
-from edgekit.measure.static import Static, static_figures
 from edgekit.preprocess import Encoded
 
 SCHEMA = Path(__file__).with_name("measurement.schema.json")
@@ -60,7 +60,7 @@ class Memory(_Part):
 
 
 class StaticEntry(_Part):
-    """What needs no clock: of one row of ``length`` tokens (``edgekit.measure.static``)."""
+    """What needs no clock: of one row of ``length`` tokens (``edgekit.contents.static``)."""
 
     macs: int | None
     weight_bytes: int | None

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekit.artifact import Artifact
+from edgekit.contents.operators import Graph, Value, origins, read_graph
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
-from edgekit.measure.operators import Graph, Value, origins, read_graph
 from edgekit.preprocess import Encoded
 
 BETWEEN = "between operators"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, Scheme
+from edgekit.contents.operators import Operator, Value, origins, read_graph
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
-from edgekit.measure.operators import Operator, Value, origins, read_graph
 from edgekit.preprocess import Encoded
 
 _ROWS = 128

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.contents.onnx import load_onnx, subgraphs
-from edgekit.measure.operators import (
+from edgekit.contents.operators import (
     Graph,
     Operator,
     Value,

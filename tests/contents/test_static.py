@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.contents import read_contents
+from edgekit.contents.static import Static, static_figures
 from edgekit.errors import ModelError
 from edgekit.export import export_artifact
 from edgekit.export.tflite_file import write_program
@@ -22,7 +23,6 @@ from edgekit.export.tflite_graph import (
     operator,
     schema,
 )
-from edgekit.measure.static import Static, static_figures
 from edgekit.model import identify, load_model
 from tests.tiny import tiny_checkpoint
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.contents import read_contents
-from edgekit.measure.operators import Graph, Operator, Value, read_graph
+from edgekit.contents.operators import Graph, Operator, Value, read_graph
 
 
 @dataclass(frozen=True)

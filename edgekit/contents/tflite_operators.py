@@ -7,10 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgekit.errors import ModelError
-from edgekit.export import tflite_graph as file
-from edgekit.export.tflite_file import read_program
-from edgekit.measure.operators import (
+from edgekit.contents.operators import (
     Graph,
     Operator,
     Value,
@@ -20,6 +17,9 @@ from edgekit.measure.operators import (
     product,
     trailing,
 )
+from edgekit.errors import ModelError
+from edgekit.export import tflite_graph as file
+from edgekit.export.tflite_file import read_program
 
 # Multiply in ways that are not counted here, so that a file with one has no count.
 _UNCOUNTED = ("LSTM", "RNN", "SVDF", "WHILE", "IF", "CALL", "STABLEHLO", "FFT", "CONV_3D_TRANSPOSE")

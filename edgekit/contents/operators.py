@@ -148,11 +148,11 @@ def read_graph(path: Path, length: int | None) -> Graph | None:
     """
     format = identify_format(path)
     if format == "onnx":
-        from edgekit.measure.onnx_operators import read_onnx_graph
+        from edgekit.contents.onnx_operators import read_onnx_graph
 
         return read_onnx_graph(path, length)
     if format == "tflite":
-        from edgekit.measure.tflite_operators import read_tflite_graph
+        from edgekit.contents.tflite_operators import read_tflite_graph
 
         return read_tflite_graph(path, length)
     return None
