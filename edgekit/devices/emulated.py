@@ -227,15 +227,18 @@ def _prepare(home: Path) -> None:
                 f"emulated:arm64 cannot be set up: there is no {tool}; it takes its packages from "
                 "apt, so use Debian or Ubuntu, there or in a container"
             )
-    partial, old = home.with_name(home.name + ".partial"), home.with_name(home.name + ".old")
+    # What a killed set-up left; a process that it had started may still be writing there.
+    for leftover in home.parent.glob(f"{home.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = None
     try:
-        for leftover in (partial, old):  # of a set-up that was killed
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
+        partial = scratch / "partial"
+        partial.mkdir()
         _fill(partial)
         if home.exists():
-            home.rename(old)
+            home.rename(scratch / "old")
         partial.rename(home)
     except OSError as error:
         raise DeviceError(
@@ -243,8 +246,8 @@ def _prepare(home: Path) -> None:
             "space there or set EDGEKIT_CACHE to another folder"
         ) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fill(partial: Path) -> None:
