@@ -307,13 +307,14 @@ def prove_elsewhere(
     inputs = {"proof": proof.entry.key, "device": device.name, "target": asdict(target.parity)}
 
     def produce(folder: Path) -> None:
-        from edgekit.measure.elsewhere import prove_on
+        from edgekit.measure.elsewhere import hold, prove_on
 
         artifact = exported.artifact
         longest = max(artifact.lengths, default=None)
         encoded = encode(compressed.model, work.eval_rows, max_length=longest)
         facts = compressed.facts
-        found = prove_on(device, artifact, encoded, target, facts["task"], facts["problem"])
+        found = prove_on(device, artifact, encoded, task=facts["task"], problem=facts["problem"])
+        hold(found, artifact, target)
         (folder / "record.json").write_text(json.dumps(found))
 
     title = f"proving {exported.artifact.path.name} on {device.name}"

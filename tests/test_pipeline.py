@@ -188,7 +188,11 @@ def test_a_build_proves_its_files_on_other_devices(
     monkeypatch.setattr("edgekit.pipeline.ready", lambda name: elsewhere)
     result = _build(project, tmp_path / "dist", device="somewhere")
     (found,) = result.bundles[0].figures["model.onnx"]["elsewhere"]
-    assert (found["device"], found["max"], found["agreement"]) == ("another host", 0.0, 1.0)
+    assert (found["device"], found["max_difference"], found["agreement"]) == (
+        "another host",
+        0.0,
+        1.0,
+    )
     manifest = json.loads((tmp_path / "dist" / "linux-x86_64" / "manifest.json").read_text())
     assert manifest["models"][0]["proof"]["elsewhere"] == [found]
     assert manifest["settings"]["devices"] == ["somewhere"]

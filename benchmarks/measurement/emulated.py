@@ -22,7 +22,7 @@ from edgekit.bundle.verify import artifacts
 from edgekit.data import Columns, load_data
 from edgekit.devices.agent import fingerprint
 from edgekit.devices.emulated import Emulated, open_device
-from edgekit.measure.arm import prove_on
+from edgekit.measure.elsewhere import prove_on
 from edgekit.preprocess import Encoded, TextPreprocessor
 
 _CORES = ("cortex-a53", "cortex-a76", "cortex-a710")

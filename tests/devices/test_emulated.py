@@ -23,7 +23,7 @@ from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DeviceError, UsageError
 from edgekit.export.onnx import export_onnx
 from edgekit.export.tflite import export_tflite
-from edgekit.measure.arm import prove_on
+from edgekit.measure.elsewhere import prove_on
 from edgekit.preprocess import Encoded
 from tests.devices.test_agent import _rows, _sum_model
 from tests.export.cases import Case, case
