@@ -51,6 +51,7 @@ TOOL = "EDGEKIT_BENCHMARK_MODEL"
 _SERIAL = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:\[\]%-]*")
 _MARK = "edgekit-status:"
 _ROUNDS = 5
+_WARM_UP = 10  # calls before a round
 _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "sve2", "bf16")
 
 _STATES = {
@@ -372,7 +373,7 @@ def _run_tool(
                 "./benchmark_model",
                 f"--graph={job['file']}",
                 f"--num_threads={job['threads']}",
-                f"--warmup_runs={max(step['warmup'], 1)}",
+                f"--warmup_runs={_WARM_UP}",
                 "--num_runs=50",
                 f"--min_secs={seconds:.3f}",
                 f"--max_secs={max(4 * seconds, 20):.3f}",

@@ -22,11 +22,12 @@ from edgekit.devices.adb import TOOL, Phone
 from edgekit.devices.device import open_device
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DeviceError, UsageError
+from edgekit.measure.measurement import measure
 from tests.devices.test_agent import _rows, _sum_model
 
 _HERE = Path(__file__).parent
 _PROGRAMS = "sh find mkdir rm cat grep uname taskset chmod sleep"
-_LONG = Pass("latency", "latency", [0, 1, 2], seconds=60, samples=10**9)
+_LONG = Pass("latency", "latency", [0, 1, 2], seconds=60, precision=-1)
 _CORE = min(os.sched_getaffinity(0))
 
 
@@ -293,14 +294,9 @@ def test_without_python_benchmark_model_tells_the_latency(
 ) -> None:
     _tool(stand, monkeypatch)
     stand.cores({_CORE: 2800000, _CORE + 1: 1800000})
-    result = run_agent(
-        _tflite(tmp_path / "model.tflite", (2, 4)),
-        _rows(),
-        [Pass("all", "outputs"), Pass("latency", "latency", [0, 1, 2], seconds=3, warmup=7)],
-        threads=1,
-        device=Phone(),
-    )
-    assert result["passes"]["all"] == {"missing": "benchmark_model answers nothing"}
+    artifact = _tflite(tmp_path / "model.tflite", (2, 4))
+    latency = Pass("latency", "latency", [0, 1, 2], seconds=3)
+    result = run_agent(artifact, _rows(), [latency], threads=1, device=Phone())
     rounds = result["passes"]["latency"]["rounds"]
     assert [(each["row"], each["width"]) for each in rounds] == [(1, 2), (2, 2), (0, 4)]
     assert [each["p50"] for each in rounds] == pytest.approx([4e-6, 4e-6, 8e-6])
@@ -318,12 +314,26 @@ def test_without_python_benchmark_model_tells_the_latency(
     runs = (stand.folder / "benchmark-log").read_text().splitlines()
     cores, *flags = runs[2].split()
     assert cores == str(_CORE)
-    assert "--num_threads=1" in flags and "--warmup_runs=7" in flags and "--min_secs=1.000" in flags
+    assert {"--num_threads=1", "--warmup_runs=10", "--min_secs=1.000"} <= set(flags)
     assert "--signature_to_run_for=length_4" in flags
     # In the order of the graph, which is not that of the signature.
     assert "--input_layer=serving_attention_mask:0,serving_input_ids:0" in flags
     assert "--input_layer_shape=1,4:1,4" in flags
     assert stand.left() == []
+
+
+def test_benchmark_models_rounds_become_a_measurement_without_an_interval(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _tool(stand, monkeypatch)
+    artifact = _tflite(tmp_path / "model.tflite", (2, 4))
+    found = measure(artifact, _rows(), Phone(), threads=1, seconds=3)
+    assert found.latency is not None and found.latency.low is None
+    assert found.latency.lengths == pytest.approx({2: 4e-6, 4: 8e-6})
+    assert found.memory.peak == int(25.5 * 2**20) and found.memory.above_empty is None
+    assert found.conditions is not None
+    with pytest.raises(DeviceError, match="adb gives no answers: benchmark_model answers nothing"):
+        run_agent(artifact, _rows(), [Pass("all", "outputs")], threads=1, device=Phone())
 
 
 def test_the_real_values_are_written_for_benchmark_model(

@@ -22,7 +22,7 @@ from edgekit.errors import DeviceError, UsageError
 from tests.devices.ssh_server import NoServerError, Server, serve
 from tests.devices.test_agent import _rows, _sum_model
 
-_LONG = Pass("latency", "latency", [0, 1, 2], seconds=60, samples=10**9)
+_LONG = Pass("latency", "latency", [0, 1, 2], seconds=60, precision=-1)
 
 
 @pytest.fixture(scope="module")

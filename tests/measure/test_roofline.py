@@ -8,7 +8,7 @@ import pytest
 from edgekit.artifact import Artifact, Format, Scheme
 from edgekit.contents import read_contents
 from edgekit.measure.roofline import measure_peak, roofline, widest_layer
-from tests.measure.test_static import linear_onnx, linear_tflite
+from tests.contents.test_static import linear_onnx, linear_tflite
 
 
 @pytest.mark.parametrize(("format", "write"), [("onnx", linear_onnx), ("tflite", linear_tflite)])
