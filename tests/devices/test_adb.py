@@ -332,7 +332,7 @@ def test_benchmark_models_rounds_become_a_measurement_without_an_interval(
     assert found.latency.lengths == pytest.approx({2: 4e-6, 4: 8e-6})
     assert found.memory.peak == int(25.5 * 2**20) and found.memory.above_empty is None
     assert found.conditions is not None
-    with pytest.raises(DeviceError, match="adb gives no answers: benchmark_model answers nothing"):
+    with pytest.raises(DeviceError, match="benchmark_model tells latencies but no answers"):
         run_agent(artifact, _rows(), [Pass("all", "outputs")], threads=1, device=Phone())
 
 
