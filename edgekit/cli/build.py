@@ -89,8 +89,11 @@ def run(
         allow_random_calibration=allow_random_calibration,
     )
 
+    from edgekit.devices.device import open_device
     from edgekit.pipeline import build
 
+    for name in settings.devices:
+        open_device(name)
     if not json:
         render.show_settings(settings)
     with render.watching(json) as on_event:

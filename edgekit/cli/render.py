@@ -255,6 +255,10 @@ def show_measurements(bench: "Bench") -> None:
         ("±", [_cell(each, _reach) for each in timed]),
         ("p90", [_cell(each, lambda latency: _seconds(latency.p90)) for each in timed]),
         ("p99", [_cell(each, lambda latency: _seconds(latency.p99)) for each in timed]),
+        (
+            "p50, 1 thread",
+            [_cell(each.one_thread, lambda one: _seconds(one.p50)) for each in found],
+        ),
         *_by_length(timed),
         ("load", [_seconds(each.load_seconds) for each in found]),
         ("first run", [_seconds(each.first_run_seconds) for each in found]),

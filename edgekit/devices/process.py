@@ -22,7 +22,8 @@ def run_process(
 
     Raises DeviceError, in terms of ``what`` ran ``where``.
     """
-    quiet = {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # Runtimes leave files of their own where temporary ones go; the folder is removed.
+    quiet = {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(folder)}
     try:
         done = subprocess.run(
             command,

@@ -81,7 +81,9 @@ class Measurement(_Part):
     timed: bool
     load_seconds: float | None
     first_run_seconds: float | None
+    threads: int
     latency: LatencyEntry | None
+    one_thread: LatencyEntry | None = Field(description="the latency with one thread, if more ran")
     throughput: Throughput | None
     overhead_seconds: float | None = Field(description="what measuring adds to a call")
     memory: Memory
@@ -113,8 +115,13 @@ def measure(
     found = run_agent(
         artifact, encoded, passes, threads=threads, device=device, cores=cores, nice=nice
     )
+    single = None
+    if device.timed and threads > 1:
+        single = run_agent(
+            artifact, encoded, passes[:1], threads=1, device=device, cores=cores, nice=nice
+        )
     static = static_figures(artifact.path, middle_length(encoded))
-    return _measurement(artifact, device, found, static)
+    return _measurement(artifact, device, found, single, static)
 
 
 def middle_length(encoded: Encoded) -> int | None:
@@ -124,7 +131,11 @@ def middle_length(encoded: Encoded) -> int | None:
 
 
 def _measurement(
-    artifact: Artifact, device: Device, found: dict[str, Any], static: Static
+    artifact: Artifact,
+    device: Device,
+    found: dict[str, Any],
+    single: dict[str, Any] | None,
+    static: Static,
 ) -> Measurement:
     passes, timed = found["passes"], device.timed
     memory = found["memory"]
@@ -138,7 +149,9 @@ def _measurement(
         timed=timed,
         load_seconds=found["load_seconds"] if timed else None,
         first_run_seconds=found["first_run_seconds"] if timed else None,
+        threads=found["fingerprint"]["threads"],
         latency=_latency(latency) if latency else None,
+        one_thread=_latency(single["passes"]["latency"]) if single else None,
         throughput=Throughput(
             batch=batch["batch"],
             rows_per_second=batch["batch"] / float(np.median(batch["samples"])),

@@ -91,6 +91,8 @@ def measurement(**changes: Any) -> Measurement:
             "samples": 100,
             "lengths": {4: 0.0005, 8: 0.001},
         },
+        "threads": 2,
+        "one_thread": None,
         "throughput": {"batch": 8, "rows_per_second": 1234.5},
         "overhead_seconds": 1e-6,
         "memory": dict.fromkeys(["empty", "loaded", "peak", "above_empty", "share", "mapped"]),
