@@ -36,6 +36,7 @@ its true tokens when the model answers per token. On failure ``error`` says what
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import math
@@ -43,8 +44,9 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -80,6 +82,8 @@ def run(job: Fields, result: Fields) -> None:
     noted: Fields = {"start": resident()}
     call, version = RUNTIMES[job["format"]](job, noted)
     result["load_seconds"] = noted.pop("load_seconds")
+    if "coverage" in noted:
+        result["coverage"] = noted.pop("coverage")
     memory.sample("loaded")
 
     rows = Rows(arrays, lengths, job["lengths"], job["signature_inputs"])
@@ -721,6 +725,8 @@ def load_tflite(job: Fields, memory: Fields) -> tuple[Call, str]:
 
     version = package + " " + importlib.metadata.version(package)
     memory["imported"] = resident()
+    if job.get("accelerator") == "gpu-delegate":
+        return gpu_delegate(job, memory), version
     started = time.perf_counter()
     interpreter = runtime.Interpreter(job["file"], num_threads=job["threads"])
     signatures = interpreter.get_signature_list()
@@ -745,6 +751,94 @@ def load_tflite(job: Fields, memory: Fields) -> tuple[Call, str]:
         return runners[width](**ready)[output]
 
     return call, version
+
+
+def gpu_delegate(job: Fields, memory: Fields) -> Call:
+    """The file on LiteRT's GPU accelerator, which leaves to the CPU what it does not take."""
+    from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
+
+    started = time.perf_counter()
+    with spoken() as said:
+        model = CompiledModel.from_file(
+            job["file"], HardwareAccelerator.GPU | HardwareAccelerator.CPU
+        )
+    memory["load_seconds"] = time.perf_counter() - started
+    memory["loaded"] = resident()
+    memory["coverage"] = {
+        "fully_accelerated": model.is_fully_accelerated(),
+        "on_cpu": unsupported(said),
+    }
+    runs = {}
+    for key, ends in model.get_signature_list().items():
+        run = signature_on_gpu(model, key, ends, job["signature_inputs"])
+        first = next(iter(model.get_input_tensor_details(key).values()))
+        runs[int(first["shape"][1]) if job["lengths"] else None] = run
+
+    def call(feed: Feed) -> Any:
+        width = next(iter(feed.values())).shape[1] if job["lengths"] else None
+        return runs[width](feed)
+
+    return call
+
+
+def signature_on_gpu(model: Any, key: str, ends: Fields, names: list[str]) -> Call:
+    inputs = {name: model.create_input_buffer_by_name(key, name) for name in ends["inputs"]}
+    outputs = {name: model.create_output_buffer_by_name(key, name) for name in ends["outputs"]}
+    details = model.get_input_tensor_details(key)
+    output = ends["outputs"][0]
+    shape = model.get_output_tensor_details(key)[output]["shape"]
+    for name, detail in details.items():
+        if detail["dtype"] not in ("float32", "int32"):
+            raise ValueError(f"input {name} is {detail['dtype']}; give a float file to a GPU")
+    # A file without signatures has names of its own: there the order counts.
+    order = names if set(names) == set(inputs) else ends["inputs"]
+
+    def call(feed: Feed) -> Any:
+        for name, array in zip(order, feed.values()):
+            fixed = details[name]["shape"]
+            if array.shape != tuple(fixed):
+                raise ValueError(
+                    f"input {name} has the fixed shape {fixed} on a GPU and this row {array.shape};"
+                    " export buckets of fixed lengths"
+                )
+            inputs[name].write(array.astype(details[name]["dtype"], copy=False))
+        model.run_by_name(key, inputs, outputs)
+        return outputs[output].read(int(np.prod(shape)), np.float32).reshape(shape)
+
+    return call
+
+
+@contextlib.contextmanager
+def spoken() -> Iterator[list[str]]:
+    """What C++ writes to stderr meanwhile, as lines, once it is over."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as stream:
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            stream.seek(0)
+            lines += stream.read().decode(errors="replace").splitlines()
+
+
+def unsupported(lines: list[str]) -> list[str]:
+    """The operators that the GPU delegate left, with its reasons: from its own list of them."""
+    found: set[str] = set()
+    listing = False
+    for line in lines:
+        if "operations are not supported by GPU delegate" in line:
+            listing = True
+        elif "run on the CPU" in line:
+            listing = False
+        elif listing and ":" in line:
+            name, _, reason = line.partition(":")
+            reason = reason.strip().removeprefix(name + ":").strip().rstrip(".")
+            found.add(f"{name.strip()} ({reason})" if reason else name.strip())
+    return sorted(found)
 
 
 def plain_tflite(interpreter: Any, job: Fields, memory: Fields, started: float) -> Call:

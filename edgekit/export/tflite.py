@@ -135,8 +135,8 @@ def _graphs(
         with contextlib.suppress(CannotLearnError):
             return {0: graph_for_any_length(pattern, mask)}
         pattern = shorten(pattern, lengths[-1])
-    # A GPU delegate has no use for a SLICE of a constant.
-    slices = scheme != "fp16"
+    # A GPU delegate has no use for a SLICE of a constant, nor for an int8 file.
+    slices = scheme == "int8-dynamic"
     return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}
 
 

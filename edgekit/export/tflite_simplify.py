@@ -6,7 +6,10 @@ Each operator costs a microsecond or so, which a short text notices. Rules:
    comes wrapped in RESHAPEs that take a leading 1 away and bring it back.
 2. A MEAN keeps its dimension, instead of dropping it for a RESHAPE to put back an operator later.
 3. A constant to add or multiply by has no leading 1s: they are understood.
-4. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
+4. A FULLY_CONNECTED keeps the dimensions of its input, where nobody minds. GPU delegates take
+   the rows of a matrix for a batch, and further on may give wrong answers without a word.
+5. A matrix is padded by a CONCATENATION: GPU delegates pad three dimensions or four.
+6. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
 
 Besides, no shape then holds the length twice, so that a -1 can stand for it, and graphs for
 different lengths differ in nothing else.
@@ -17,10 +20,20 @@ from __future__ import annotations
 import copy
 import itertools
 
-from edgekit.export.tflite_graph import Graph, Operator, Tensor
+import numpy as np
+
+from edgekit.export.tflite_graph import (
+    Graph,
+    Operator,
+    Tensor,
+    constant,
+    operator,
+    schema,
+    type_name,
+)
 
 # Operators that work element by element, or within the last axis.
-_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX"}
+_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX", "GELU", "LOGISTIC", "RELU", "TANH"}
 
 
 def simplify(graph: Graph) -> None:
@@ -31,8 +44,11 @@ def simplify(graph: Graph) -> None:
             _multiply_in_four(op, links)
         elif op.kernel.name == "MEAN":
             _keep_dimension(op, links)
+        elif op.kernel.name == "FULLY_CONNECTED":
+            _keep_rank(op, links)
         elif op.kernel.name in _POINTWISE:
             op.inputs = [_without_ones(tensor, op) for tensor in op.inputs]
+    graph.operators = [_padded_matrix(op) for op in graph.operators]
     _drop_reshapes(graph)
 
 
@@ -53,12 +69,12 @@ class _Links:
 
     def until_reshape(self, tensor: Tensor) -> list[Tensor] | None:
         """``tensor`` and all of its shape that pointwise operators make of it, if after those
-        only RESHAPEs, or operators that widen to (1, shape), follow. None if anything else does.
+        only operators follow that take any shape, or widen to (1, shape). None if others do.
         """
         found = [tensor]
         for reader in self.readers.get(id(tensor), []):
             result = reader.outputs[0]
-            if reader.kernel.name == "RESHAPE":
+            if reader.kernel.name == "RESHAPE" or _makes_matrix(reader):
                 continue
             if reader.kernel.name not in _POINTWISE or result in found:
                 return None
@@ -103,6 +119,50 @@ def _keep_dimension(op: Operator, links: _Links) -> None:
     op.fields.builtinOptions.keepDims = True
     for tensor in results:
         tensor.shape = kept
+
+
+def _makes_matrix(op: Operator) -> bool:
+    """Whether it is a product that takes its input for a matrix, however many dimensions."""
+    return op.kernel.name == "FULLY_CONNECTED" and not op.fields.builtinOptions.keepNumDims
+
+
+def _keep_rank(op: Operator, links: _Links) -> None:
+    state, product = op.inputs[0], op.outputs[0]
+    results = links.until_reshape(product)
+    if results is None or state is None or not _makes_matrix(op):
+        return
+    if state.shape[:-1] != (1, *product.shape[:-1]):
+        return
+    op.fields = copy.copy(op.fields)
+    op.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
+    op.fields.builtinOptions.keepNumDims = True
+    for tensor in results:
+        tensor.shape = (1, *tensor.shape)
+
+
+def _padded_matrix(op: Operator) -> Operator:
+    state, result = op.inputs[0], op.outputs[0]
+    if op.kernel.name != "PAD" or state is None or len(state.shape) != 2:
+        return op
+    paddings = op.inputs[1]
+    assert paddings is not None
+    padded = [axis for axis, sides in enumerate(paddings.values()) if sides.any()]
+    if len(padded) != 1:
+        return op
+    sides = [_zeros(state, result, padded[0], width) for width in paddings.values()[padded[0]]]
+    options = schema().ConcatenationOptionsT()
+    options.axis = padded[0]
+    parts = [part for part in (sides[0], state, sides[1]) if part is not None]
+    return operator("CONCATENATION", parts, [result], options=options)
+
+
+def _zeros(state: Tensor, result: Tensor, axis: int, width: int) -> Tensor | None:
+    """That many rows or columns of nothing; None for none."""
+    if not width:
+        return None
+    shape = list(state.shape)
+    shape[axis] = int(width)
+    return constant(f"{result.name}.zeros", np.zeros(shape, type_name(state.type)))
 
 
 def _without_ones(tensor: Tensor | None, op: Operator) -> Tensor | None:
