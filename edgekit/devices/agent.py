@@ -26,6 +26,7 @@ The job (see ``read_job``):
             seconds of each operator, by the runtime's own profiler, in a session of its own
     other             for "compare": "file", "format", "lengths" and "signature_inputs" of the
                       second file
+    accelerator       optional: "cuda", or "gpu-delegate" for TFLite
     cores, nice       optional: processor cores to stay on, and the process's niceness
 
 The result: outputs (base64 of little-endian arrays), latency samples in seconds, load and
@@ -678,7 +679,13 @@ def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     memory["imported"] = resident()
     options = onnx_options(job)
     started = time.perf_counter()
-    session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    if job.get("accelerator") == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    session = onnxruntime.InferenceSession(job["file"], options, providers=providers)
+    if session.get_providers()[0] != providers[0]:
+        # onnxruntime falls back to the CPU without a word.
+        raise RuntimeError(providers[0] + " could not be started; see onnxruntime-gpu's versions")
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
     return onnx_call(session), "onnxruntime " + onnxruntime.__version__
@@ -877,16 +884,18 @@ def load_torchscript(job: Fields, memory: Fields) -> tuple[Call, str]:
 
     memory["imported"] = resident()
     torch.set_num_threads(job["threads"])
+    place = job.get("accelerator") or "cpu"
     started = time.perf_counter()
-    module = torch.jit.load(job["file"], map_location="cpu").eval()
+    module = torch.jit.load(job["file"], map_location=place).eval()
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
 
     def call(feed: Feed) -> Any:
-        tensors = [torch.from_numpy(a) for a in feed.values()]
+        tensors = [torch.from_numpy(a).to(place) for a in feed.values()]
         tensors = [t.long() if t.dtype == torch.int32 else t for t in tensors]
         with torch.inference_mode():
-            return module(*tensors).float().numpy()
+            # Fetching the answer waits for the GPU.
+            return module(*tensors).float().cpu().numpy()
 
     return call, "torch " + torch.__version__
 
