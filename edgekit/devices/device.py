@@ -26,7 +26,6 @@ _KINDS = {
     "emulated": "emulated",
     "ssh": "ssh",
     "adb": "adb",
-    "browser": "browser",
     "gpu": "gpu",
     "gpu-delegate": "gpu_delegate",
 }

@@ -17,7 +17,7 @@ def test_a_machine_without_a_gpu_is_told_so(
 ) -> None:
     monkeypatch.setattr(gpu, "_DRIVER", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeviceError, match="^gpu: there is no NVIDIA driver here"):
+    with pytest.raises(DeviceError, match=r"^gpu: there is no NVIDIA driver here"):
         run_agent(
             _sum_model(tmp_path / "model.onnx"),
             _rows(),
