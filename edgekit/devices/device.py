@@ -5,7 +5,6 @@ runtime:<package>==<version>      this machine, with another version of the runt
 emulated:arm64[-<core>]           64-bit Arm under qemu; its times mean nothing
 ssh:<user@host>                   a board
 adb[:<serial>]                    a phone
-browser                           headless Chromium
 gpu                               this machine's NVIDIA GPU
 gpu-delegate                      LiteRT's GPU accelerator on a software GPU; no times either
 """
@@ -83,10 +82,10 @@ def kinds() -> tuple[str, ...]:
 def open_device(name: str) -> Device:
     """A device by its name; nothing is run yet. Raises UsageError for a name that is none."""
     kind, _, rest = name.partition(":")
-    if kind not in _KINDS:
+    if kind not in _KINDS or not name.isprintable():
         near = difflib.get_close_matches(kind, _KINDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(_KINDS)}"
-        raise UsageError(f"--device: no device '{name}'; {hint}")
+        raise UsageError(f"--device: no device {name!r}; {hint}")
     module = importlib.import_module(f"edgekit.devices.{_KINDS[kind]}")
     device: Device = module.open_device(rest)
     return device
