@@ -82,7 +82,7 @@ def kinds() -> tuple[str, ...]:
 def open_device(name: str) -> Device:
     """A device by its name; nothing is run yet. Raises UsageError for a name that is none."""
     kind, _, rest = name.partition(":")
-    if kind not in _KINDS or not name.isprintable():
+    if kind not in _KINDS:
         near = difflib.get_close_matches(kind, _KINDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(_KINDS)}"
         raise UsageError(f"--device: no device {name!r}; {hint}")

@@ -133,7 +133,7 @@ def open_device(rest: str) -> Emulated:
     if machine != "arm64" or (dash and core not in _CORES):
         names = ", ".join(f"emulated:arm64-{known}" for known in _CORES)
         raise UsageError(
-            f"--device: no device 'emulated:{rest}'; there are emulated:arm64 (its core is "
+            f"--device: no device {f'emulated:{rest}'!r}; there are emulated:arm64 (its core is "
             f"{_BASELINE}), {names}"
         )
     return Emulated(core or _BASELINE)

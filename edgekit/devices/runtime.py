@@ -107,7 +107,7 @@ def open_device(rest: str) -> Runtime:
     found = re.fullmatch(r"([a-z-]+)==(\d+(?:\.\d+)*)", rest)
     if found is None or found[1] not in _FORMATS:
         raise UsageError(
-            f"--device: 'runtime:{rest}' names no runtime; write runtime:<package>==<version> with "
+            f"--device: {f'runtime:{rest}'!r} names no runtime; write runtime:<package>==<version> with "
             f"one of {', '.join(_FORMATS)}"
         )
     return Runtime(found[1], found[2])
