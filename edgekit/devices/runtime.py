@@ -107,8 +107,8 @@ def open_device(rest: str) -> Runtime:
     found = re.fullmatch(r"([a-z-]+)==(\d+(?:\.\d+)*)", rest)
     if found is None or found[1] not in _FORMATS:
         raise UsageError(
-            f"--device: {f'runtime:{rest}'!r} names no runtime; write runtime:<package>==<version> with "
-            f"one of {', '.join(_FORMATS)}"
+            f"--device: {f'runtime:{rest}'!r} names no runtime; write runtime:<package>==<version> "
+            f"with one of {', '.join(_FORMATS)}"
         )
     return Runtime(found[1], found[2])
 
