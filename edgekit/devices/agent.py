@@ -86,6 +86,8 @@ def run(job: Fields, result: Fields) -> None:
         else:
             result["passes"][step["name"]] = outputs(call, rows, step)
     memory.setdefault("peak", peak())
+    if job.get("accelerator") == "cuda" and job["format"] == "torchscript":
+        memory["gpu_peak"] = sys.modules["torch"].cuda.max_memory_allocated()
     result["memory"] = memory
 
 
@@ -191,9 +193,18 @@ def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    cuda = job.get("accelerator") == "cuda"
+    if cuda:
+        providers.insert(0, "CUDAExecutionProvider")
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
     started = time.perf_counter()
-    session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(job["file"], options, providers=providers)
     memory["load_seconds"] = time.perf_counter() - started
+    # Without a word onnxruntime takes the CPU when it cannot have the GPU.
+    if cuda and "CUDAExecutionProvider" not in session.get_providers():
+        raise RuntimeError("onnxruntime ran on the CPU instead of CUDA; install onnxruntime-gpu")
     memory["loaded"] = resident()
     kinds = {i.name: np.dtype(ONNX_TYPES.get(i.type, "float32")) for i in session.get_inputs()}
 
@@ -375,18 +386,24 @@ def dequantized(array: Array, detail: Fields) -> Array:
 def load_torchscript(job: Fields, memory: Fields) -> tuple[Call, str]:
     import torch
 
+    device = "cpu"
+    if job.get("accelerator") == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError("this torch sees no CUDA; install its CUDA build")
+        device = "cuda"
     memory["imported"] = resident()
     torch.set_num_threads(job["threads"])
     started = time.perf_counter()
-    module = torch.jit.load(job["file"], map_location="cpu").eval()
+    module = torch.jit.load(job["file"], map_location=device).eval()
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
 
     def call(feed: Feed) -> Any:
-        tensors = [torch.from_numpy(a) for a in feed.values()]
+        tensors = [torch.from_numpy(a).to(device) for a in feed.values()]
         tensors = [t.long() if t.dtype == torch.int32 else t for t in tensors]
         with torch.inference_mode():
-            return module(*tensors).float().numpy()
+            # On a GPU the copy back waits until all is computed.
+            return module(*tensors).float().cpu().numpy()
 
     return call, "torch " + torch.__version__
 

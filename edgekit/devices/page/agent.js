@@ -1,0 +1,340 @@
+// Runs one model file in this browser and posts what it saw: agent.py's job and result, whose
+// meaning is written there. The inputs come as one block of bytes instead of an .npz; `arrays` of
+// the job says what is where in it.
+
+const VERSION = 1;
+const RUNTIMES = { onnx: loadOnnx, tflite: loadTflite };
+// How long to wait for the browser's account of its memory, which may come with the next garbage
+// collection only.
+const MEMORY_MILLISECONDS = 3000;
+// Threads of WebAssembly sleep without looking at messages, so that the question about memory,
+// which goes to all of them, is never answered.
+let tellsMemory = window.crossOriginIsolated && "measureUserAgentSpecificMemory" in performance;
+
+main();
+
+async function main() {
+  const result = { agent: VERSION, passes: {}, error: null };
+  try {
+    const job = await (await ask("job.json")).json();
+    // Kept open, so that the other end notices when this page is gone.
+    window.alive = await ask("alive");
+    await run(job, result);
+  } catch (error) {
+    result.error = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  }
+  say("Sending the result.");
+  try {
+    const sent = await fetch("result", { method: "POST", body: JSON.stringify(result) });
+    say(sent.ok ? "Done. You may close this page." : `The result was refused (${sent.status}).`);
+  } catch {
+    say("The result could not be sent: the other end is gone.");
+  }
+}
+
+async function run(job, result) {
+  const threads = window.crossOriginIsolated ? job.threads : 1;
+  if (threads > 1) tellsMemory = false;
+  const memory = { start: await used() };
+  const rows = new Rows(await readArrays(job), job.lengths, job.signature_inputs);
+  const model = new Uint8Array(await (await ask(job.file)).arrayBuffer());
+  if (job.accelerator === "webgpu") await needWebgpu();
+  say("Loading the model.");
+  const call = await RUNTIMES[job.format]({ ...job, model, threads }, memory, result);
+  result.load_seconds = memory.load_seconds;
+  delete memory.load_seconds;
+  result.fingerprint = fingerprint(job, threads);
+
+  const started = performance.now();
+  await call(rows.feed([0]));
+  result.first_run_seconds = seconds(started);
+  for (const step of job.passes) {
+    say(`Running: ${step.name}. Keep this page in front and the screen on.`);
+    const work = { latency: measure, outputs }[step.kind];
+    if (!work) throw new Error(`this page knows no pass '${step.kind}'`);
+    result.passes[step.name] = await work(call, rows, step);
+  }
+  // The memory of WebAssembly grows and never shrinks: what there is now is the most there was.
+  memory.peak = await used();
+  result.memory = memory;
+}
+
+class Rows {
+  constructor(arrays, buckets, order) {
+    this.lengths = arrays.lengths ? Array.from(arrays.lengths.data) : null;
+    this.arrays = arrays;
+    this.buckets = buckets;
+    this.order = order;
+    this.count = arrays[order[0]].shape[0];
+  }
+
+  // Tokens per row of a call: the longest true length, or the bucket that holds it.
+  width(indices) {
+    if (!this.lengths) return null;
+    const longest = Math.max(...indices.map((index) => this.lengths[index]));
+    if (!this.buckets.length) return longest;
+    return this.buckets.find((bucket) => bucket >= longest) ?? this.buckets.at(-1);
+  }
+
+  // {name: {data, shape}}; what is beyond a row's columns is zeros, and hidden by the mask.
+  feed(indices, width = null) {
+    width = width ?? this.width(indices);
+    const feed = {};
+    for (const name of this.order) {
+      const { data, shape } = this.arrays[name];
+      const row = product(shape.slice(1));
+      const wide = width === null ? row : width;
+      const cut = new data.constructor(indices.length * wide);
+      indices.forEach((index, place) => {
+        cut.set(data.subarray(index * row, index * row + Math.min(row, wide)), place * wide);
+      });
+      const rest = width === null ? shape.slice(1) : [width];
+      feed[name] = { data: cut, shape: [indices.length, ...rest] };
+    }
+    return feed;
+  }
+}
+
+async function outputs(call, rows, step) {
+  const indices = step.rows ?? Array.from({ length: rows.count }, (_, index) => index);
+  let found = [];
+  const widths = new Set();
+  for (let first = 0; first < indices.length; first += step.batch) {
+    const chunk = indices.slice(first, first + step.batch);
+    found.push(...split(await call(rows.feed(chunk, step.width))));
+    widths.add(step.width ?? rows.width(chunk));
+  }
+  if (found.length && found[0].shape.length === 2 && rows.lengths) {
+    found = align(found, rows, indices);
+  }
+  widths.delete(null);
+  return { outputs: encode(found), widths: [...widths].sort((a, b) => a - b) };
+}
+
+// Per-token answers padded with zeros to the longest row, true tokens only.
+function align(found, rows, indices) {
+  const longest = Math.max(...rows.lengths);
+  return found.map(({ data, shape: [tokens, wide] }, place) => {
+    const length = Math.min(rows.lengths[indices[place]], tokens);
+    const aligned = new Float32Array(longest * wide);
+    aligned.set(data.subarray(0, length * wide));
+    return { data: aligned, shape: [longest, wide] };
+  });
+}
+
+async function measure(call, rows, step) {
+  const feeds = step.rows.map((row) => rows.feed([row]));
+  const widths = step.rows.map((row) => rows.width([row]));
+  for (const feed of feeds.slice(0, step.warmup)) await call(feed);
+  // Every bucket once, so that none is prepared inside a sample.
+  for (const feed of new Map(widths.map((width, at) => [width, feeds[at]])).values()) {
+    await call(feed);
+  }
+  const [samples, order] = [[], []];
+  const begun = performance.now();
+  for (let position = 0; ; position += 1) {
+    const over = seconds(begun) >= step.seconds || position >= step.samples;
+    if (position >= feeds.length && over) break;
+    const at = position % feeds.length;
+    const started = performance.now();
+    await call(feeds[at]);
+    samples.push(seconds(started));
+    order.push(at);
+    if (seconds(begun) > 5 * step.seconds) break;
+  }
+  return {
+    samples,
+    rows: order.map((at) => step.rows[at]),
+    widths: order.map((at) => widths[at]),
+  };
+}
+
+async function loadOnnx(job, memory) {
+  const webgpu = job.accelerator === "webgpu";
+  const ort = await import(`./runtime/ort.${webgpu ? "webgpu" : "wasm"}.min.mjs`);
+  ort.env.wasm.wasmPaths = new URL("runtime/", document.baseURI).href;
+  ort.env.wasm.numThreads = job.threads;
+  ort.env.logLevel = "error";
+  memory.imported = await used();
+  const started = performance.now();
+  const session = await ort.InferenceSession.create(job.model, {
+    executionProviders: [webgpu ? "webgpu" : "wasm"],
+    graphOptimizationLevel: "all",
+  });
+  memory.load_seconds = seconds(started);
+  memory.loaded = await used();
+  const kinds = new Map(session.inputMetadata.map((input) => [input.name, input.type]));
+
+  return async (feed) => {
+    const tensors = {};
+    for (const [name, { data, shape }] of Object.entries(feed)) {
+      const kind = kinds.get(name);
+      tensors[name] = new ort.Tensor(kind, converted(data, kind), shape);
+    }
+    const answer = (await session.run(tensors))[session.outputNames[0]];
+    return { data: Float32Array.from(await answer.getData()), shape: answer.dims };
+  };
+}
+
+function converted(data, kind) {
+  if (kind === "int64") return BigInt64Array.from(data, BigInt);
+  if (kind === "int32") return Int32Array.from(data);
+  if (kind === "float32") return Float32Array.from(data);
+  throw new Error(`this page gives no inputs of type ${kind}`);
+}
+
+async function loadTflite(job, memory, result) {
+  const litert = await import("./runtime/litert.js");
+  const webgpu = job.accelerator === "webgpu";
+  await litert.loadLiteRt(new URL("runtime/", document.baseURI).href, {
+    threads: job.threads > 1,
+  });
+  memory.imported = await used();
+  const started = performance.now();
+  const model = await litert.loadAndCompile(job.model, {
+    accelerator: webgpu ? "webgpu" : "wasm",
+    cpuOptions: { numThreads: job.threads },
+  });
+  memory.load_seconds = seconds(started);
+  memory.loaded = await used();
+  if (webgpu) {
+    result.coverage = { fully_accelerated: model.isFullyAccelerated, on_cpu: [] };
+  }
+  const runners = new Map();
+  for (const runner of Object.values(model.signatures)) {
+    runners.set(job.lengths.length ? runner.getInputDetails()[0].shape[1] : null, runner);
+  }
+  if (!runners.size) runners.set(null, model);
+
+  return async (feed) => {
+    const parts = Object.entries(feed);
+    const runner = runners.get(job.lengths.length ? parts[0][1].shape[1] : null);
+    const details = runner.getInputDetails();
+    const named = parts.every(([name]) => details.some((detail) => detail.name === name));
+    const inputs = details.map((detail, at) => {
+      const { data, shape } = named ? feed[detail.name] : parts[at][1];
+      if (shape.some((size, axis) => size !== detail.shape[axis])) {
+        throw new Error(
+          `input ${detail.name} has the fixed shape ${[...detail.shape]} and this row ${shape}; ` +
+            "export buckets of fixed lengths",
+        );
+      }
+      return new litert.Tensor(converted(data, detail.dtype), shape);
+    });
+    const answers = await runner.run(inputs);
+    const data = Float32Array.from(await answers[0].data());
+    const shape = [...answers[0].type.layout.dimensions];
+    for (const tensor of [...inputs, ...answers]) tensor.delete();
+    return { data, shape };
+  };
+}
+
+async function needWebgpu() {
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter) {
+    const secure = window.isSecureContext ? "" : " to a page that does not come by https";
+    throw new Error(`this browser offers no WebGPU${secure}`);
+  }
+}
+
+async function readArrays(job) {
+  const bytes = await (await ask("inputs.bin")).arrayBuffer();
+  const kinds = { int32: Int32Array, float32: Float32Array };
+  return Object.fromEntries(
+    job.arrays.map(({ name, dtype, shape, offset }) => {
+      return [name, { data: new kinds[dtype](bytes, offset, product(shape)), shape }];
+    }),
+  );
+}
+
+// A call's answer as its rows.
+function split({ data, shape: [count, ...shape] }) {
+  const size = product(shape);
+  return Array.from({ length: count }, (_, row) => {
+    return { data: data.subarray(row * size, (row + 1) * size), shape };
+  });
+}
+
+function encode(found) {
+  const shape = found.length ? [found.length, ...found[0].shape] : [0];
+  const values = new Float32Array(product(shape));
+  found.forEach(({ data }, row) => values.set(data, row * data.length));
+  const bytes = new Uint8Array(values.buffer);
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 0x8000) {
+    text += String.fromCharCode(...bytes.subarray(at, at + 0x8000));
+  }
+  return { dtype: "float32", shape, data: btoa(text) };
+}
+
+function fingerprint(job, threads) {
+  return {
+    machine: "",
+    system: "",
+    // What a browser tells about the device: "Linux; Android 15; Pixel 8".
+    cpu: (navigator.userAgent.match(/\(([^)]*)\)/) ?? ["", ""])[1],
+    cores: navigator.hardwareConcurrency,
+    features: features(),
+    runtime: job.runtime,
+    threads,
+    accelerator: job.accelerator,
+    browser: navigator.userAgent,
+    clock_seconds: window.crossOriginIsolated ? 5e-6 : tick(),
+  };
+}
+
+// Modules with one instruction each, as the feature is detected: valid where it is known.
+function features() {
+  const head = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10];
+  const modules = {
+    "wasm-simd": [10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11],
+    "wasm-relaxed-simd": [15, 1, 13, 0, 65, 1, 253, 15, 65, 2, 253, 15, 253, 128, 2, 11],
+  };
+  const known = Object.keys(modules).filter((name) => {
+    return WebAssembly.validate(new Uint8Array([...head, ...modules[name]]));
+  });
+  if (window.crossOriginIsolated) known.push("wasm-threads");
+  if (navigator.gpu) known.push("webgpu");
+  return known;
+}
+
+// The smallest step that the clock was seen to make, in seconds.
+function tick() {
+  let smallest = Infinity;
+  for (let round = 0; round < 5; round += 1) {
+    const before = performance.now();
+    let after = before;
+    while (after === before) after = performance.now();
+    smallest = Math.min(smallest, after - before);
+  }
+  return smallest / 1000;
+}
+
+// Bytes that this page uses, its WebAssembly included, or null where the browser does not tell.
+async function used() {
+  if (!tellsMemory) return null;
+  const told = performance.measureUserAgentSpecificMemory().then(
+    (sample) => sample.bytes,
+    () => null,
+  );
+  const late = new Promise((resolve) => setTimeout(resolve, MEMORY_MILLISECONDS, null));
+  return Promise.race([told, late]);
+}
+
+async function ask(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`no ${name} (${answer.status})`);
+  return answer;
+}
+
+function product(sizes) {
+  return sizes.reduce((total, size) => total * size, 1);
+}
+
+function seconds(since) {
+  return (performance.now() - since) / 1000;
+}
+
+function say(text) {
+  document.getElementById("status").textContent = text;
+}
