@@ -7,7 +7,7 @@ import typer
 from edgekit.cli import options, render
 
 # What is looked at when nothing is named; boards and phones are named by those who have them.
-_USUAL = ("host", "emulated:arm64", "adb", "gpu", "gpu-delegate")
+_USUAL = ("host", "emulated:arm64", "browser", "adb", "gpu", "gpu-delegate")
 _OTHERS = (
     ("runtime:<package>==<version>", "this machine with another version of a runtime"),
     ("ssh:<user@host>", "a board that ssh reaches"),

@@ -5,6 +5,7 @@ runtime:<package>==<version>      this machine, with another version of the runt
 emulated:arm64[-<core>]           64-bit Arm under qemu; its times mean nothing
 ssh:<user@host>                   a board
 adb[:<serial>]                    a phone
+browser                           headless Chromium
 gpu                               this machine's NVIDIA GPU
 gpu-delegate                      LiteRT's GPU accelerator on a software GPU; no times either
 """
@@ -25,6 +26,7 @@ _KINDS = {
     "emulated": "emulated",
     "ssh": "ssh",
     "adb": "adb",
+    "browser": "browser",
     "gpu": "gpu",
     "gpu-delegate": "gpu_delegate",
 }
