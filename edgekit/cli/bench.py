@@ -1,11 +1,14 @@
 """``edgekit bench``: how model files run, here or elsewhere."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli import options, render
+
+if TYPE_CHECKING:
+    from edgekit.devices.device import Device
 
 
 def run(
@@ -13,6 +16,14 @@ def run(
         Path, typer.Argument(metavar="PATH", help="A folder that build wrote, or a model file.")
     ],
     device: options.Device = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With --device browser: a page for another device's browser, on this address of "
+            "this machine.",
+        ),
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Compare with this bundle or file, side by side."),
@@ -36,14 +47,15 @@ def run(
     """Measure how model files run: latency, throughput, memory."""
     from edgekit.bundle.bench import bench
 
-    devices = options.open_devices(device)
+    devices = options.open_devices(device) if serve is None else [_served(device, serve)]
     pinned = options.numbers("--cores", cores)
     with render.watching(json) as on_event:
         found = bench(
             path,
             devices=devices,
             against=against,
-            threads=threads,
+            # The page is opened once a run, so that there is only one.
+            threads=threads if serve is None else threads or 1,
             seconds=seconds,
             cores=pinned,
             nice=nice,
@@ -58,3 +70,18 @@ def run(
         render.show_measurements(found)
     inconclusive = found.comparison is not None and found.comparison.outcome == "inconclusive"
     return render.EXIT_CODES["inconclusive" if inconclusive else "pass"]
+
+
+def _served(names: list[str] | None, address: str) -> "Device":
+    """The browser that opens the page at ``address``. Raises UsageError for another device."""
+    from edgekit.devices.browser import serve
+    from edgekit.errors import DeviceError, UsageError
+
+    if names not in (["browser"], ["browser:webgpu"]):
+        raise UsageError("--serve: goes with --device browser alone")
+    _, _, accelerator = names[0].partition(":")
+    device = serve(address, lambda text: typer.echo(text, err=True), accelerator or "wasm")
+    reason = device.missing()
+    if reason is not None:
+        raise DeviceError(f"{device.name}: {reason}")
+    return device

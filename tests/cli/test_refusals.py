@@ -54,6 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["bench", "nowhere", "--device", "hots"], "no device 'hots'; did you mean 'host'?"),
         (["bench", "nowhere", "--device", "ssh:-oProxyCommand=x"], "--device: "),
         (["bench", "nowhere", "--cores", "a,b"], "--cores: 'a,b' is no list of numbers"),
+        (["bench", "nowhere", "--serve", "1.2.3.4"], "--serve: goes with --device browser"),
         (["verify", "nowhere", "--device", "emulated:x86"], "no device 'emulated:x86'"),
         (["build", "x", *TARGET, "--device", "banana"], "no device 'banana'"),
         (["devices", "setup", "banana"], "no device 'banana'"),
