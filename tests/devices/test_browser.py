@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -231,9 +232,11 @@ def test_chromium_answers_as_the_host_does(
     artifact = export_artifact(bert, tmp_path, format, scheme, (8, 16))
     passes = ONNX if format == "onnx" else TFLITE
     there, here = both(bert, artifact, ready, passes, threads)
+    # In int8 a last bit can decide to which integer a zero point is rounded.
+    tolerance = 1e-4 if scheme == "fp32" else 0.1
     for each in passes[:-1]:
         found, wanted = (r["passes"][each.name] for r in (there, here))
-        np.testing.assert_allclose(found["outputs"], wanted["outputs"], atol=1e-4)
+        np.testing.assert_allclose(found["outputs"], wanted["outputs"], atol=tolerance)
         assert found["widths"] == wanted["widths"]
     latency = there["passes"]["latency"]
     assert min(latency["samples"]) > 0 and set(latency["rows"]) == {0, 3}
@@ -277,8 +280,9 @@ def test_a_damaged_file_is_one_sentence(bert: Model, ready: Browser, tmp_path: P
         both(bert, artifact, ready, ONNX[:1])
 
 
-def processes(sign: str) -> list[int]:
-    """Processes with ``sign`` in their command line."""
+def chromium_processes() -> list[int]:
+    """Those that this run of the suite started for the device."""
+    sign = str(Path(tempfile.gettempdir()) / "edgekit-browser-")
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -319,7 +323,7 @@ def test_chromium_that_dies_is_noticed_and_cleared_up(
 
     def kill() -> bool:
         # Not before the page is there and at work.
-        victims = [pid for pid in processes("edgekit-browser-") if part in command(pid)]
+        victims = [pid for pid in chromium_processes() if part in command(pid)]
         if time.monotonic() - started < 5 or not victims:
             return False
         for pid in victims:
@@ -329,7 +333,7 @@ def test_chromium_that_dies_is_noticed_and_cleared_up(
     with pytest.raises(DeviceError, match=sentence):
         in_the_middle(lambda: both(bert, artifact, ready, long), kill)
     assert time.monotonic() - started < 40
-    assert processes("edgekit-browser-") == []
+    assert chromium_processes() == []
 
 
 def command(pid: int) -> str:
@@ -347,7 +351,7 @@ def test_a_timeout_ends_chromium(bert: Model, ready: Browser, tmp_path: Path) ->
     long = [Pass("latency", "latency", [0], seconds=60, precision=-1)]
     with pytest.raises(DeviceError, match="did not finish within 4 s in Chromium"):
         run_agent(artifact, rows, long, threads=1, device=ready, timeout=4)
-    assert processes("edgekit-browser-") == []
+    assert chromium_processes() == []
 
 
 @pytest.mark.slow
