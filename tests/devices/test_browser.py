@@ -223,9 +223,15 @@ TFLITE = [Pass("alone", "outputs"), Pass("padded", "outputs", [5, 1], width=16),
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
-@pytest.mark.parametrize("format", ["onnx", "tflite"])
+@pytest.mark.parametrize(
+    ("format", "scheme", "threads"),
+    [
+        ("onnx", "fp32", 2),
+        ("onnx", "int8-dynamic", 1),
+        ("tflite", "fp32", 1),
+        ("tflite", "int8-dynamic", 2),
+    ],
+)
 def test_chromium_answers_as_the_host_does(
     format: Format, scheme: Scheme, threads: int, bert: Model, ready: Browser, tmp_path: Path
 ) -> None:
@@ -243,7 +249,7 @@ def test_chromium_answers_as_the_host_does(
     assert len(latency["samples"]) == len(latency["widths"]) == len(latency["rows"])
     assert there["fingerprint"]["threads"] == threads
     assert there["fingerprint"]["runtime"].split()[0] in ("onnxruntime-web", "@litertjs/core")
-    assert set(here["memory"]) <= set(there["memory"])
+    assert {"start", "imported", "loaded", "peak"} <= set(there["memory"])
     assert threads > 1 or 0 < there["memory"]["start"] < there["memory"]["peak"]
     assert there["load_seconds"] > 0 and there["first_run_seconds"] > 0
 
