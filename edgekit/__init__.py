@@ -11,9 +11,10 @@ They raise ``edgekit.errors.EdgekitError`` with one sentence for what a person c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekit.bundle.bench import Bench
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
     from edgekit.events import Event
@@ -41,6 +42,7 @@ def build(
     lengths: Sequence[int] | None = None,
     steps: Sequence[str] = (),
     seed: int | None = None,
+    device: str | Sequence[str] | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     allow_random_calibration: bool = False,
@@ -72,6 +74,7 @@ def build(
         "lengths": lengths,
         "steps": steps,
         "seed": seed,
+        "device": [device] if isinstance(device, str) else device,
     }
     settings = resolve(
         None if project is None else load_project(Path(project)),
@@ -83,26 +86,49 @@ def build(
 
 
 def verify(
-    bundle: str | Path, *, on_event: "Callable[[Event], None] | None" = None
+    bundle: str | Path,
+    *,
+    device: str | Sequence[str] = "host",
+    on_event: "Callable[[Event], None] | None" = None,
 ) -> "VerifyResult":
     """Re-check a bundle's digests, golden answers and budget with nothing but the bundle."""
     from edgekit.bundle.verify import verify as run
+    from edgekit.devices.device import ready
     from edgekit.events import silent
 
-    return run(Path(bundle), on_event=on_event or silent)
+    names = [device] if isinstance(device, str) else device
+    return run(Path(bundle), devices=[ready(name) for name in names], on_event=on_event or silent)
 
 
 def bench(
-    bundle: str | Path,
+    path: str | Path,
     *,
+    device: str | Sequence[str] = "host",
+    against: str | Path | None = None,
     threads: int | None = None,
+    seconds: float = 5.0,
+    cores: Sequence[int] = (),
+    nice: int = 0,
+    profile: bool = False,
     on_event: "Callable[[Event], None] | None" = None,
-) -> dict[str, Any]:
-    """Latency, load time and memory of a bundle's model files on this host."""
+) -> "Bench":
+    """How a bundle's model files, or one file, run on devices; or one file against another."""
     from edgekit.bundle.bench import bench as run
+    from edgekit.devices.device import ready
     from edgekit.events import silent
 
-    return run(Path(bundle), threads=threads, on_event=on_event or silent)
+    names = [device] if isinstance(device, str) else device
+    return run(
+        Path(path),
+        devices=[ready(name) for name in names],
+        against=None if against is None else Path(against),
+        threads=threads,
+        seconds=seconds,
+        cores=cores,
+        nice=nice,
+        profile=profile,
+        on_event=on_event or silent,
+    )
 
 
 def inspect(file: str | Path) -> "Contents":

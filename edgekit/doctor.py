@@ -30,7 +30,7 @@ _FEATURES = {
     "i8mm": "fastest int8 on Arm",
 }
 _TOOLS = {
-    "qemu-aarch64": "runs Arm files on this machine, emulated",
+    "qemu-aarch64": "runs Arm files here; edgekit devices setup emulated:arm64 fetches it, too",
     "adb": "measures on an Android phone",
     "node": "runs web files",
     "chromium": "runs web files in a browser, and GPU files without a GPU",

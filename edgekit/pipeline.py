@@ -8,6 +8,7 @@ from typing import Any
 from edgekit import stages
 from edgekit.budget import Outcome, Verdict, judge
 from edgekit.bundle.write import check_output
+from edgekit.devices.device import Device, open_device, ready
 from edgekit.errors import BudgetError
 from edgekit.events import Event, silent
 from edgekit.plan.propose import Plan
@@ -75,6 +76,7 @@ def build(
     for target in targets:
         check_output(_folder(settings, target), model=settings.model, overwrite=settings.overwrite)
 
+    devices = [ready(name) for name in settings.devices]
     work = stages.open_workbench(settings, Store(), on_event)
     plan = stages.plan(work, targets)
     on_event(Event("plan", "plan", plan.text()))
@@ -96,11 +98,34 @@ def build(
     bundles = []
     for target in targets:
         made = [
-            (each, stages.prove(work, compressed, answers, each, target))
+            (each, _prove(work, compressed, answers, each, target, devices))
             for each in exported[target.name]
         ]
         bundles.append(_finish(work, plan, compressed, target, made))
     return BuildResult(plan, tuple(bundles))
+
+
+def _prove(
+    work: Workbench,
+    compressed: stages.Compressed,
+    answers: stages.Answers,
+    exported: stages.Exported,
+    target: Target,
+    devices: Sequence[Device],
+) -> stages.Proof:
+    """Prove a file here, and on every other device that the settings or the target ask for."""
+    proof = stages.prove(work, compressed, answers, exported, target)
+    if target.instruction_set == "gpu":
+        delegate = open_device("gpu-delegate")
+        missing = delegate.missing()
+        devices = [*devices, *([delegate] if missing is None else [])]
+        if missing is not None:
+            text = f"not proven: that the GPU takes every operator ({delegate.name}: {missing})"
+            work.on_event(Event("note", "prove", text))
+    for device in devices:
+        if exported.artifact.format in device.formats:
+            proof = stages.prove_elsewhere(work, compressed, exported, proof, target, device)
+    return proof
 
 
 def _finish(

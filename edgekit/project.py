@@ -44,6 +44,7 @@ class Project:
     lengths: tuple[int, ...] | None = None
     steps: tuple[StepSpec, ...] | None = None
     seed: int | None = None
+    devices: tuple[str, ...] | None = None
     output: Path | None = None
 
 
@@ -52,7 +53,8 @@ class Settings:
     """What a build does, with everything decided.
 
     formats, scheme: empty and ``None`` leave the choice to each target. lengths: empty lets the
-    training text choose. steps: empty lets the planner choose. origins: where each value comes
+    training text choose. steps: empty lets the planner choose. devices: where else each file must
+    answer as it does here. origins: where each value comes
     from, "flag", "default" or the project file's name, by the field names of ``Project``.
     """
 
@@ -68,6 +70,7 @@ class Settings:
     lengths: tuple[int, ...] = ()
     steps: tuple[StepSpec, ...] = ()
     seed: int = 0
+    devices: tuple[str, ...] = ()
     output: Path = _OUTPUT
     overwrite: bool = False
     allow_random_calibration: bool = False
@@ -88,6 +91,7 @@ class Settings:
             "lengths": list(self.lengths),
             "steps": [step.to_json() for step in self.steps],
             "seed": self.seed,
+            "devices": list(self.devices),
             "allow_random_calibration": self.allow_random_calibration,
         }
 
@@ -110,6 +114,7 @@ class _File:
     lengths: tuple[int, ...] | None = None
     steps: list[Any] | None = None
     seed: int | None = None
+    device: tuple[str, ...] | None = None
     output: str | None = None
     __pydantic_config__: ClassVar = {
         "extra": "forbid",
@@ -259,7 +264,7 @@ def _read_task(value: str) -> str:
     return _choice(value, typing.get_args(Task), "task")
 
 
-def _read_targets(value: Sequence[str]) -> tuple[str, ...]:
+def _read_names(value: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
@@ -296,13 +301,14 @@ def _read_seed(value: int) -> int:
 # Key in the file (and flag) → field of Project, and how its value is read.
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "task": ("task", _read_task),
-    "target": ("targets", _read_targets),
+    "target": ("targets", _read_names),
     "format": ("formats", _read_formats),
     "scheme": ("scheme", _read_scheme),
     "budget": ("budget", parse_budget),
     "lengths": ("lengths", _read_lengths),
     "steps": ("steps", _read_steps),
     "seed": ("seed", _read_seed),
+    "device": ("devices", _read_names),
     "output": ("output", Path),
 }
 

@@ -7,7 +7,7 @@ nothing changed loads no model and no runtime. The heavy work is in the rooms th
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,7 @@ from edgekit.target import Target
 from edgekit.workbench import Workbench, answers_of, encode
 
 if TYPE_CHECKING:
+    from edgekit.devices.device import Device
     from edgekit.filemodel import FileModel
     from edgekit.measure.proof import Expected
     from edgekit.model import Model
@@ -222,6 +223,7 @@ class Proof:
 
     record: Mapping[str, Any]
     golden: Mapping[str, Any]
+    entry: Entry
 
     @property
     def latency(self) -> float:
@@ -286,7 +288,39 @@ def prove(
 
     title = f"proving {exported.artifact.path.name} in a fresh process"
     entry = _run(work, "prove", title, inputs, produce)
-    return Proof(_read(entry.path / "record.json"), _read(entry.path / "golden.json"))
+    return Proof(_read(entry.path / "record.json"), _read(entry.path / "golden.json"), entry)
+
+
+def prove_elsewhere(
+    work: Workbench,
+    compressed: Compressed,
+    exported: Exported,
+    proof: Proof,
+    target: Target,
+    device: "Device",
+) -> Proof:
+    """Run the file on another device too; the proof with what was found in its record.
+
+    Raises ProofError when it answers otherwise than here, beyond tolerance, or when a GPU delegate
+    leaves an operator to the CPU, and DeviceError when the device cannot run it.
+    """
+    inputs = {"proof": proof.entry.key, "device": device.name, "target": asdict(target.parity)}
+
+    def produce(folder: Path) -> None:
+        from edgekit.measure.elsewhere import hold, prove_on
+
+        artifact = exported.artifact
+        longest = max(artifact.lengths, default=None)
+        encoded = encode(compressed.model, work.eval_rows, max_length=longest)
+        facts = compressed.facts
+        found = prove_on(device, artifact, encoded, task=facts["task"], problem=facts["problem"])
+        hold(found, artifact, target)
+        (folder / "record.json").write_text(json.dumps(found))
+
+    title = f"proving {exported.artifact.path.name} on {device.name}"
+    entry = _run(work, "elsewhere", title, inputs, produce)
+    elsewhere = [*proof.record.get("elsewhere", ()), _read(entry.path / "record.json")]
+    return replace(proof, record={**proof.record, "elsewhere": elsewhere})
 
 
 def bundle(

@@ -5,7 +5,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Speed is a benchmark, never a test: a busy machine fails nothing.
+hypothesis.settings.register_profile("edgekit", deadline=None)
+hypothesis.settings.load_profile("edgekit")
 
 # Libraries read these when they are imported, so before any test is.
 os.environ.update(

@@ -23,9 +23,7 @@ from tests import tiny_data
 TASK = "text-classification"
 REAL_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 REAL_LABEL = REAL_TEXT.map(str.strip).filter(bool)
-ONE_FOLDER = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+ONE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def load(

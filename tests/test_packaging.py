@@ -29,6 +29,9 @@ def test_the_wheel_holds_all_that_is_read_at_run_time(wheel: Path) -> None:
     assert {
         "edgekit/bundle/manifest.schema.json",
         "edgekit/devices/agent.py",
+        "edgekit/devices/page/agent.js",
+        "edgekit/devices/page/index.html",
+        "edgekit/measure/measurement.schema.json",
         "edgekit/py.typed",
         "edgekit/sample/banking77/test.csv",
         "edgekit/sample/banking77/train.csv",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -135,11 +136,75 @@ def test_verify_fails_a_file_that_answers_otherwise(built: Path, tmp_path: Path)
 
 
 def test_bench_measures_the_bundle(built: Path) -> None:
-    from edgekit.bundle.bench import bench
+    found = edgekit.bench(built / "linux-x86_64", seconds=0.2)
+    (figures,) = found.measurements
+    assert (figures.file, figures.device, figures.timed) == ("model.onnx", "host", True)
+    assert figures.latency is not None and figures.throughput is not None
+    assert 0 < figures.latency.low <= figures.latency.p50 <= figures.latency.p90
+    assert figures.latency.p50 <= figures.latency.high
+    assert figures.latency.samples >= 16
+    assert figures.memory.empty is not None and figures.memory.peak is not None
+    assert figures.memory.above_empty == figures.memory.peak - figures.memory.empty > 0
+    assert found.tokenization_seconds is not None and found.tokenization_seconds > 0
+    schema = Path(edgekit.__file__).parent / "measure" / "measurement.schema.json"
+    for each in found.to_json()["measurements"]:
+        jsonschema.validate(json.loads(json.dumps(each)), json.loads(schema.read_text()))
 
-    figures = bench(built / "linux-x86_64", seconds=0.2)["files"]["model.onnx"]
-    assert 0 < figures["latency"]["p50"] <= figures["latency"]["p90"]
-    assert figures["latency"]["samples"] >= 16
+
+def test_bench_measures_a_file_by_itself(built: Path, tmp_path: Path) -> None:
+    """With the tokenizer beside it on texts, without it on noise."""
+    for name in ("model.tflite", "tokenizer.json"):
+        shutil.copyfile(built / "android-arm64" / name, tmp_path / name)
+    found = edgekit.bench(tmp_path / "model.tflite", seconds=0.2)
+    assert found.inputs == "made-up texts"
+    assert found.measurements[0].latency is not None
+    assert sorted(found.measurements[0].latency.lengths) == [8, 16, 32, 64]
+    (tmp_path / "tokenizer.json").unlink()
+    assert edgekit.bench(tmp_path / "model.tflite", seconds=0.2).inputs == "made-up inputs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["android-arm64", "linux-x86_64"])
+def test_every_runtime_from_the_promised_one_to_ours_runs_the_file(
+    built: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.cli import run
+
+    assert run(["verify", str(built / target), "--matrix", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["verdict"]["checks"]
+    reasons = [check["reason"] for check in checks if check["name"] == "golden"]
+    oldest = {"android-arm64": "tflite-runtime==2.14.0", "linux-x86_64": "onnxruntime==1.17.0"}
+    assert any(oldest[target] in reason for reason in reasons)
+    assert len(reasons) >= 4
+
+
+def test_a_build_proves_its_files_on_other_devices(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On this host by another name, so that it needs no set-up."""
+    from edgekit.devices import host
+
+    elsewhere = host.Host(name="another host")
+    monkeypatch.setattr("edgekit.pipeline.ready", lambda name: elsewhere)
+    result = _build(project, tmp_path / "dist", device="somewhere")
+    (found,) = result.bundles[0].figures["model.onnx"]["elsewhere"]
+    assert (found["device"], found["max_difference"], found["agreement"]) == (
+        "another host",
+        0.0,
+        1.0,
+    )
+    manifest = json.loads((tmp_path / "dist" / "linux-x86_64" / "manifest.json").read_text())
+    assert manifest["models"][0]["proof"]["elsewhere"] == [found]
+    assert manifest["settings"]["devices"] == ["somewhere"]
+
+
+def test_bench_compares_two_files(built: Path) -> None:
+    one, other = built / "linux-x86_64", built / "android-arm64" / "model.tflite"
+    found = edgekit.bench(one, against=other, seconds=1).comparison
+    assert found is not None
+    assert found.outcome in ("faster", "slower", "same", "inconclusive")
+    assert 0 < found.low <= found.ratio <= found.high
+    assert len(found.noise) > 1
 
 
 def test_a_rebuild_uses_every_stage_and_gives_the_same_bytes(

@@ -230,13 +230,13 @@ def _compare(
     latency: dict[str, list[float]] = {name: [] for name in files}
     memory: dict[str, list[int]] = {name: [] for name in files}
     everything = list(range(len(rows)))
-    passes = [Pass("latency", "latency", everything, seconds=options.seconds, warmup=20)]
+    passes = [Pass("latency", "latency", everything, seconds=options.seconds)]
     for _ in range(options.rounds):
         for name, (artifact, python) in files.items():
             result = run_agent(
                 artifact, texts[name], passes, threads=options.threads, python=python
             )
-            latency[name].append(summarize(result["passes"]["latency"]["samples"]).p50)
+            latency[name].append(summarize(result["passes"]["latency"]).p50)
             memory[name].append(result["memory"]["peak"] - result["memory"]["start"])
     return {
         "threads": options.threads,

@@ -5,7 +5,8 @@
 3. The shipped bytes, counted again, keep the budget of the manifest.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, sha256
-from edgekit.budget import Budget, Check, Outcome, Verdict, judge
+from edgekit.budget import Budget, Check, Verdict, judge
 from edgekit.bundle.golden import golden_inputs, read_golden
 from edgekit.bundle.manifest import FILE, Manifest, read_manifest
+from edgekit.devices.device import Device
+from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import BundleError, DeviceError
 from edgekit.events import Event
+from edgekit.measure.refusal import refusal
 from edgekit.units import format_bytes
 
 
@@ -34,16 +38,46 @@ class VerifyResult:
         return {"path": str(self.path), "target": self.target, "verdict": self.verdict.to_json()}
 
 
-def verify(folder: Path, *, on_event: Callable[[Event], None]) -> VerifyResult:
-    """Check a bundle folder. Raises BundleError when it is no bundle, or is damaged."""
+def verify(
+    folder: Path,
+    *,
+    devices: Sequence[Device] = (HOST,),
+    on_event: Callable[[Event], None],
+) -> VerifyResult:
+    """Check a bundle folder, its golden answers on each device.
+
+    Raises BundleError when it is no bundle, or is damaged.
+    """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    golden = (_golden_checks(folder, manifest, device, on_event) for device in devices)
     checks = [
         Check("files", 0, 0, "pass", f"{len(manifest.files)} files match their digests"),
-        *_golden_checks(folder, manifest, on_event),
+        *itertools.chain.from_iterable(golden),
         *_budget_checks(manifest),
     ]
     return VerifyResult(folder, manifest.target, Verdict(tuple(checks)))
+
+
+def matrix_of(folder: Path, *, on_event: Callable[[Event], None]) -> list[Device]:
+    """Every runtime from the oldest that the bundle's target promises to ours, ready to run.
+
+    Raises BundleError as ``verify`` does, and DeviceError when a runtime cannot be had.
+    """
+    from edgekit.devices.runtime import matrix
+
+    manifest = read_manifest(folder)
+    devices: list[Device] = [HOST]
+    for entry in manifest.models:
+        promised = matrix(entry.format, manifest.runtime["package"], manifest.runtime["oldest"])
+        for device in promised:
+            if device in devices or device.formats != (entry.format,):
+                continue
+            on_event(Event("stage-start", "device", f"preparing {device.name}"))
+            device.set_up()
+            on_event(Event("stage-end", "device", f"preparing {device.name}"))
+            devices.append(device)
+    return devices
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -67,26 +101,38 @@ def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
 
 
 def _golden_checks(
-    folder: Path, manifest: Manifest, on_event: Callable[[Event], None]
+    folder: Path, manifest: Manifest, device: Device, on_event: Callable[[Event], None]
 ) -> list[Check]:
     content = read_golden(folder)
     checks = []
     for artifact in artifacts(folder, manifest):
-        name = artifact.path.name
-        on_event(Event("stage-start", "golden", f"running {name} on the golden inputs"))
-        encoded = golden_inputs(content, artifact)
-        try:
-            result = run_agent(artifact, encoded, [Pass("golden", "outputs")], threads=1)
-        except DeviceError as error:
-            checks.append(Check("golden", 0, None, "inconclusive", str(error)))
+        if artifact.format not in device.formats and device is not HOST:
             continue
-        worst = _worst(result["passes"]["golden"]["outputs"], content, name, encoded.lengths)
-        limit = content["tolerance"][name]
-        reason = f"{name}: golden outputs differ by {worst:.2g} of their range (limit {limit:g})"
-        outcome: Outcome = "pass" if worst <= limit else "fail"
-        checks.append(Check("golden", limit, worst, outcome, reason))
-        on_event(Event("stage-end", "golden", reason))
+        name = artifact.path.name
+        where = name if device is HOST else f"{name} on {device.name}"
+        on_event(Event("stage-start", "golden", f"running {where} on the golden inputs"))
+        check = _golden_check(artifact, content, device, where)
+        checks.append(check)
+        on_event(Event("stage-end", "golden", check.reason))
+    if not checks:
+        formats = ", ".join(device.formats)
+        reason = f"{device.name} runs {formats}, which this bundle does not hold"
+        checks.append(Check("golden", 0, None, "inconclusive", reason))
     return checks
+
+
+def _golden_check(artifact: Artifact, content: dict[str, Any], device: Device, where: str) -> Check:
+    name = artifact.path.name
+    encoded = golden_inputs(content, artifact)
+    try:
+        found = run_agent(artifact, encoded, [Pass("golden", "outputs")], threads=1, device=device)
+    except DeviceError as error:
+        reason = refusal(artifact, str(error))
+        return Check("golden", 0, None, "fail" if reason else "inconclusive", reason or str(error))
+    worst = _worst(found["passes"]["golden"]["outputs"], content, name, encoded.lengths)
+    limit = content["tolerance"][name]
+    reason = f"{where}: golden outputs differ by {worst:.2g} of their range (limit {limit:g})"
+    return Check("golden", limit, worst, "pass" if worst <= limit else "fail", reason)
 
 
 def _worst(outputs: Any, content: dict[str, Any], file: str, lengths: Any) -> float:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import bench, build, cache, doctor, init, inspect, steps, targets, verify
+from edgekit.cli import bench, build, cache, devices, doctor, init, inspect, steps, targets, verify
 from edgekit.errors import EdgekitError
 
 # With rich's markup the help takes twice the time.
@@ -33,6 +33,7 @@ app.command("inspect")(inspect.run)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)
 app.command("doctor")(doctor.run)
+app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")
 
 

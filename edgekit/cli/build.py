@@ -42,6 +42,16 @@ def run(
         typer.Option(metavar="FILE", help="A TOML file of [[steps]]; --step adds to it."),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where else each file must answer as it does here (edgekit devices).",
+        ),
+    ] = None,
+    prove_arm: Annotated[
+        bool, typer.Option("--prove-arm", help="The same as --device emulated:arm64.")
+    ] = False,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     allow_random_calibration: Annotated[
@@ -70,6 +80,7 @@ def run(
         "lengths": lengths,
         "steps": [*(load_recipe(recipe) if recipe else ()), *(step or ())],
         "seed": seed,
+        "device": [*(device or ()), *(["emulated:arm64"] if prove_arm else [])],
     }
     settings = resolve(
         load_project(project) if project else find_project(Path()),
@@ -78,8 +89,11 @@ def run(
         allow_random_calibration=allow_random_calibration,
     )
 
+    from edgekit.devices.device import open_device
     from edgekit.pipeline import build
 
+    for name in settings.devices:
+        open_device(name)
     if not json:
         render.show_settings(settings)
     with render.watching(json) as on_event:

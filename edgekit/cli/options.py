@@ -1,9 +1,12 @@
 """Arguments and flags that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgekit.devices import device as devices
 
 Model = Annotated[
     str | None,
@@ -55,3 +58,30 @@ Project = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Device = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where to run (edgekit devices); may be given again.  [default: host]",
+    ),
+]
+
+
+def open_devices(names: list[str] | None) -> "list[devices.Device]":
+    """The devices of ``--device``, ready to run.
+
+    Raises UsageError for a name that is none, DeviceError when a device cannot be used now.
+    """
+    from edgekit.devices.device import ready
+
+    return [ready(name) for name in names or ["host"]]
+
+
+def numbers(flag: str, text: str | None) -> tuple[int, ...]:
+    """``0,1`` as numbers. Raises UsageError."""
+    from edgekit.errors import UsageError
+
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{flag}: '{text}' is no list of numbers; write for example 0,1")
+    return tuple(map(int, parts))

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,7 +15,10 @@ from edgekit.events import Event, Sink, silent
 from edgekit.units import format_bytes, format_percent, format_seconds, format_signed_points
 
 if TYPE_CHECKING:
+    from edgekit.bundle.bench import Bench
     from edgekit.contents import Contents
+    from edgekit.measure.compare import Comparison
+    from edgekit.measure.measurement import LatencyEntry, Measurement
     from edgekit.pipeline import BuildResult, BundleResult
     from edgekit.project import Settings
 
@@ -23,6 +26,9 @@ EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?", "yellow")}
 # Metrics that are not shares of rows, and so have no percentage.
 _COEFFICIENTS = ("matthews", "spearman", "pearson")
+_MOST_LENGTHS = 4
+_SLOWEST = 8
+_BAR = 30
 
 
 # JSON
@@ -187,6 +193,7 @@ def show_settings(settings: "Settings") -> None:
         "lengths": ", ".join(str(length) for length in settings.lengths),
         "steps": " → ".join(str(step) for step in settings.steps),
         "seed": str(settings.seed),
+        "devices": ", ".join(settings.devices),
         "output": str(settings.output),
     }
     for name, value in shown.items():
@@ -238,16 +245,152 @@ def show_verdict(verdict: Verdict) -> None:
         typer.echo(f"{mark(check.outcome)} {check.reason}")
 
 
-def show_figures(figures: Mapping[str, Any]) -> None:
-    """What ``edgekit bench`` measured of each file."""
-    records = list(figures["files"].values())
-    rows = [("bytes", [_bytes(record["bytes"]) for record in records]), *_running(records)]
+def show_measurements(bench: "Bench") -> None:
+    """What ``edgekit bench`` measured: a column for each file on each device."""
+    found = bench.measurements
+    timed = [each.latency for each in found]
+    rows = [
+        ("bytes", [format_bytes(each.bytes) for each in found]),
+        ("p50", [_cell(each, lambda latency: format_seconds(latency.p50)) for each in timed]),
+        ("±", [_cell(each, _reach) for each in timed]),
+        ("p90", [_cell(each, lambda latency: _seconds(latency.p90)) for each in timed]),
+        ("p99", [_cell(each, lambda latency: _seconds(latency.p99)) for each in timed]),
+        (
+            "p50, 1 thread",
+            [_cell(each.one_thread, lambda one: _seconds(one.p50)) for each in found],
+        ),
+        *_by_length(timed),
+        ("load", [_seconds(each.load_seconds) for each in found]),
+        ("first run", [_seconds(each.first_run_seconds) for each in found]),
+        ("rows a second", [_throughput(each) for each in found]),
+        ("peak memory", [_bytes(each.memory.above_empty) for each in found]),
+        ("of it mapped", [_bytes(each.memory.mapped) for each in found]),
+        ("MACs", [_count(each.static.macs) for each in found]),
+        ("weights read", [_known_bytes(each.static.weight_bytes) for each in found]),
+        ("activations", [_known_bytes(each.static.activation_bytes) for each in found]),
+        ("operators", [str(sum(each.static.ops.values())) for each in found]),
+    ]
+    several = len({each.device for each in found}) > 1
     show_table(
-        ("", *figures["files"]),
-        [(name, *cells) for name, cells in rows],
-        right=range(1, len(records) + 1),
+        ("", *(f"{each.file} {each.device}" if several else each.file for each in found)),
+        [(name, *cells) for name, cells in rows if any(cells)],
+        right=range(1, len(found) + 1),
     )
-    typer.echo(dim(f"measured on {_device(records[0])}"))
+    if bench.tokenization_seconds is not None:
+        typer.echo(f"tokenization takes {format_seconds(bench.tokenization_seconds)} more, here")
+    for device in dict.fromkeys(each.device for each in found):
+        first = next(each for each in found if each.device == device)
+        what = _device({"device": first.fingerprint})
+        told = "" if first.timed else "; its times mean nothing and are not shown"
+        typer.echo(dim(f"{device}: {what}, {bench.rows} rows of {bench.inputs}{told}"))
+    for each in found:
+        if each.latency is not None and each.latency.wide and each.latency.low is not None:
+            typer.echo(f"? {each.file}: time ran out with a wide interval; give more --seconds")
+
+    for profile in bench.profiles:
+        _show_profile(profile)
+
+
+def _show_profile(profile: Mapping[str, Any]) -> None:
+    """A bar for each layer, the slowest operators, and how near the peak the file comes."""
+    from edgekit.measure.profile import top
+
+    typer.echo()
+    typer.echo(f"{bold(profile['file'])} on {profile['device']}, where the time goes")
+    if not profile["ops"]:
+        typer.echo(f"? no profile: {profile['reason']}")
+        return
+    widest = max(each["share"] for each in profile["layers"])
+    show_table(
+        ("layer", "time", "", ""),
+        [
+            (
+                each["layer"],
+                format_seconds(each["seconds"]),
+                format_percent(each["share"], 1),
+                "█" * round(_BAR * each["share"] / widest),
+            )
+            for each in profile["layers"]
+        ],
+        right=(1, 2),
+    )
+    typer.echo()
+    show_table(
+        ("slowest operators", "layer", "time"),
+        [
+            (each["name"], each["layer"] or "", format_seconds(each["seconds"]))
+            for each in top(profile, _SLOWEST)
+        ],
+        right=(2,),
+    )
+    roof = profile["roofline"]
+    if roof is not None and roof["share"] is not None:
+        typer.echo(
+            f"{roof['macs_per_second'] / 1e9:.1f} GMAC/s, {format_percent(roof['share'], 0)} of "
+            "what one large product of matrices reaches in this runtime"
+        )
+
+
+def show_comparison(comparison: "Comparison", first: str, second: str) -> None:
+    """One line with the verdict, one with what it rests on."""
+    outcome: Outcome = "inconclusive" if comparison.outcome == "inconclusive" else "pass"
+    said = {
+        "faster": f"{first} is faster than {second}",
+        "slower": f"{first} is slower than {second}",
+        "same": f"{first} is as fast as {second}",
+        "inconclusive": f"too noisy to tell whether {first} is faster or slower than {second}",
+    }
+    typer.echo(f"{mark(outcome)} {said[comparison.outcome]}")
+    noise = max(abs(each - 1) for each in comparison.noise)
+    typer.echo(
+        f"  ratio {comparison.ratio:.3f}, 95 % interval {comparison.low:.3f} to "
+        f"{comparison.high:.3f}; against itself up to {format_percent(noise, 1)} apart; "
+        f"margin {format_percent(comparison.margin, 1)}, {comparison.pairs} pairs"
+    )
+    typer.echo(dim(f"measured on {_device({'device': comparison.fingerprint})}"))
+
+
+def _cell(latency: "LatencyEntry | None", show: Callable[["LatencyEntry"], str]) -> str:
+    return "" if latency is None else show(latency)
+
+
+def _reach(latency: "LatencyEntry") -> str:
+    if latency.low is None or latency.high is None:
+        return ""
+    return format_percent((latency.high - latency.low) / 2 / latency.p50, 1)
+
+
+def _by_length(timed: "Sequence[LatencyEntry | None]") -> list[tuple[str, list[str]]]:
+    """The median at each length that was run: at most four, evenly picked."""
+    lengths = sorted({length for each in timed if each is not None for length in each.lengths})
+    if len(lengths) > _MOST_LENGTHS:
+        step = (len(lengths) - 1) / (_MOST_LENGTHS - 1)
+        lengths = [lengths[round(place * step)] for place in range(_MOST_LENGTHS)]
+    return [
+        (
+            f"p50 at {length}",
+            [_seconds(None if each is None else each.lengths.get(length)) for each in timed],
+        )
+        for length in lengths
+    ]
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else format_seconds(seconds)
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number / 1e6:.1f} M"
+
+
+def _known_bytes(count: int | None) -> str:
+    return "" if count is None else format_bytes(count)
+
+
+def _throughput(measured: "Measurement") -> str:
+    if measured.throughput is None:
+        return ""
+    return f"{measured.throughput.rows_per_second:.0f} (by {measured.throughput.batch})"
 
 
 def _running(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -17,27 +17,37 @@ The job (see ``read_job``):
         {"name", "kind": "outputs", "rows": [..] or null, "batch": 1, "width": null}
             outputs of the rows, ``batch`` at a time, in the smallest bucket that holds
             them, or padded to ``width`` tokens
-        {"name", "kind": "latency", "rows": [..], "seconds": s, "samples": n, "warmup": n}
-            wall time of single rows at their true length, cycling through the rows until the
-            seconds or the samples are reached, and every row once
+        {"name", "kind": "latency", "rows": [..], "batch": 1, "seconds": s, "precision": 0.02}
+            wall time of calls, ``batch`` rows at a time at their true length, in random order:
+            until the median's interval is narrower than ``precision``, or the seconds are over
+        {"name", "kind": "compare", "rows": [..], "seconds": s}
+            wall time of single rows on this file and on ``other``, one right after the other
+        {"name", "kind": "profile", "rows": [..], "seconds": s}
+            seconds of each operator, by the runtime's own profiler, in a session of its own
+    other             for "compare": "file", "format", "lengths" and "signature_inputs" of the
+                      second file
+    accelerator       optional: "cuda", or "gpu-delegate" for TFLite
+    cores, nice       optional: processor cores to stay on, and the process's niceness
 
 The result: outputs (base64 of little-endian arrays), latency samples in seconds, load and
-first-run seconds, memory in bytes at start, with the runtime imported, after load and at the
-peak of the latency pass, and the fingerprint of the device. A row's output keeps only its
-true tokens when the model answers per token. On failure ``error`` says what happened.
+first-run seconds, memory in bytes, and the fingerprint of the device. A row's output keeps only
+its true tokens when the model answers per token. On failure ``error`` says what happened.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import json
+import math
 import os
 import platform
+import random
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -68,27 +78,47 @@ def run(job: Fields, result: Fields) -> None:
     with np.load(job["inputs"], allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     lengths = arrays.pop("lengths", None)
-    memory: Fields = {"start": resident()}
-    call, version = RUNTIMES[job["format"]](job, memory)
-    result["load_seconds"] = memory.pop("load_seconds")
-    if "coverage" in memory:
-        result["coverage"] = memory.pop("coverage")
-    result["fingerprint"] = fingerprint(job, version)
+    conditions(job)
+    memory = Memory()
+    noted: Fields = {"start": resident()}
+    call, version = RUNTIMES[job["format"]](job, noted)
+    result["load_seconds"] = noted.pop("load_seconds")
+    if "coverage" in noted:
+        result["coverage"] = noted.pop("coverage")
+    memory.sample("loaded")
 
     rows = Rows(arrays, lengths, job["lengths"], job["signature_inputs"])
     started = time.perf_counter()
     call(rows.feed([0]))
     result["first_run_seconds"] = time.perf_counter() - started
     for step in job["passes"]:
-        if step["kind"] == "latency":
-            result["passes"][step["name"]] = measure(call, rows, step)
-            memory["peak"] = peak()
+        kind = step["kind"]
+        if kind == "latency":
+            result["passes"][step["name"]] = measure(call, rows, step, memory)
+            noted["peak"] = peak()
+        elif kind == "compare":
+            other = {**job, **job["other"]}
+            against, _ = RUNTIMES[other["format"]](other, {})
+            theirs = Rows(arrays, lengths, other["lengths"], other["signature_inputs"])
+            result["passes"][step["name"]] = compare((call, rows), (against, theirs), step)
+        elif kind == "profile":
+            result["passes"][step["name"]] = profile(job, rows, step)
         else:
             result["passes"][step["name"]] = outputs(call, rows, step)
-    memory.setdefault("peak", peak())
+    noted.setdefault("peak", peak())
     if job.get("accelerator") == "cuda" and job["format"] == "torchscript":
-        memory["gpu_peak"] = sys.modules["torch"].cuda.max_memory_allocated()
-    result["memory"] = memory
+        noted["gpu_peak"] = sys.modules["torch"].cuda.max_memory_allocated()
+    result["memory"] = {**noted, **memory.noted}
+    # Last, since frequency and temperature are those of a device that worked.
+    result["fingerprint"] = fingerprint(job, version)
+
+
+def conditions(job: Fields) -> None:
+    """Stay on the cores and at the priority that the job names."""
+    if job.get("cores"):
+        os.sched_setaffinity(0, job["cores"])
+    if job.get("nice"):
+        os.nice(job["nice"])
 
 
 class Rows:
@@ -157,42 +187,499 @@ def align(found: list[Array], rows: Rows, indices: list[int]) -> list[Array]:
     return list(aligned)
 
 
-def measure(call: Call, rows: Rows, step: Fields) -> Fields:
-    feeds = [rows.feed([index]) for index in step["rows"]]
-    widths = [rows.width([index]) for index in step["rows"]]
-    for feed in feeds[: step["warmup"]]:
-        call(feed)
-    # Every bucket once, so that none is prepared inside a sample.
-    for feed in dict(zip(widths, feeds)).values():
-        call(feed)
+# A sample lasts at least so many ticks of the clock, so that a tick is a thousandth of it.
+TICKS = 1000
+# Share of the time that warming up may take.
+WARM_UP = 0.25
+# Calls in one point of the warm-up curve, and points that a test of it needs.
+POINT, POINTS = 16, 8
+# Seconds between looks at how well the median is known.
+CHECK = 0.25
+
+
+def measure(call: Call, rows: Rows, step: Fields, memory: Memory) -> Fields:
+    """Wall seconds of one call each, sampled until the median is known or the time is up."""
+    chunks = [
+        np.asarray(step["rows"][first : first + step["batch"]])
+        for first in range(0, len(step["rows"]), step["batch"])
+    ]
+    feeds = [rows.feed(chunk) for chunk in chunks]
+    widths = [rows.width(chunk) or 0 for chunk in chunks]
     clock = time.perf_counter
-    samples, order = [], []
+    repeats = calls_per_sample(call, feeds[0])
+    warm, steady = warm_up(call, feeds, widths, step["seconds"] * WARM_UP)
+    samples: list[float] = []
+    order: list[int] = []
+    shuffle = random.Random(0).sample
     deadline = clock() + step["seconds"]
-    position = 0
-    while position < len(feeds) or (clock() < deadline and position < step["samples"]):
-        feed = feeds[position % len(feeds)]
-        started = clock()
-        call(feed)
-        samples.append(clock() - started)
-        order.append(position % len(feeds))
-        position += 1
-        if clock() > deadline + 4 * step["seconds"]:
+    check = clock() + CHECK
+    while True:
+        for index in shuffle(range(len(feeds)), len(feeds)):
+            feed = feeds[index]
+            started = clock()
+            for _ in range(repeats):
+                call(feed)
+            samples.append((clock() - started) / repeats)
+            order.append(index)
+            if clock() > deadline and len(samples) >= len(feeds):
+                break
+        if clock() > check:
+            memory.sample("running")
+            check = clock() + CHECK
+            if len(samples) >= 64 and spread(median_interval(samples)) <= step["precision"]:
+                break
+        if clock() > deadline:
             break
     return {
         "samples": samples,
-        "rows": [step["rows"][i] for i in order],
-        "widths": [widths[i] for i in order],
+        "rows": [int(chunks[index][0]) for index in order],
+        "widths": [widths[index] for index in order],
+        "batch": step["batch"],
+        "repeats": repeats,
+        "warm_up_calls": warm,
+        "steady": steady,
+        "overhead_seconds": overhead(),
     }
+
+
+def calls_per_sample(call: Call, feed: Feed) -> int:
+    """How many calls one sample takes, so that the clock's resolution does not count."""
+    tick = time.get_clock_info("perf_counter").resolution
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        call(feed)
+        best = min(best, time.perf_counter() - started)
+    return max(1, math.ceil(TICKS * tick / best))
+
+
+def warm_up(call: Call, feeds: list[Feed], widths: list[int], seconds: float) -> tuple[int, bool]:
+    """Call until no change of pace is left in what was timed; how often, and whether it settled.
+
+    Every call is held against the median of its width, so that a mix of lengths is no change.
+    """
+    # Every width once, so that none is prepared inside a sample.
+    for feed in dict(zip(widths, feeds)).values():
+        call(feed)
+    clock = time.perf_counter
+    deadline = clock() + seconds
+    times: list[float] = []
+    seen: list[int] = []
+    first = 0
+    while clock() < deadline:
+        for _ in range(POINT):
+            index = len(times) % len(feeds)
+            started = clock()
+            call(feeds[index])
+            times.append(clock() - started)
+            seen.append(widths[index])
+        points = curve(times, seen)[first:]
+        if len(points) < POINTS:
+            continue
+        at, chance = change_point(points)
+        if chance > 0.05:
+            return len(times), True
+        first += at
+    return len(times), False
+
+
+def curve(times: list[float], widths: list[int]) -> Array:
+    """Medians of so many calls each, a call's time as a share of the median of its width."""
+    values, kinds = np.asarray(times), np.asarray(widths)
+    for width in set(widths):
+        values[kinds == width] /= np.median(values[kinds == width])
+    points: Array = np.median(values[: len(values) // POINT * POINT].reshape(-1, POINT), axis=1)
+    return points
+
+
+def change_point(series: Array) -> tuple[int, float]:
+    """Where a series most likely changes level, and how likely such a change is by chance.
+
+    Pettitt, A non-parametric approach to the change-point problem, Applied Statistics 28 (1979).
+    """
+    signs = np.sign(series[:, None] - series[None, :])
+    count = len(series)
+    sums = np.array([signs[: t + 1, t + 1 :].sum() for t in range(count - 1)])
+    at = int(np.abs(sums).argmax())
+    chance = 2 * math.exp(-6 * float(sums[at]) ** 2 / (count**3 + count**2))
+    return at + 1, min(1.0, chance)
+
+
+def median_interval(samples: Any) -> tuple[float, float]:
+    """The median's 95 % bootstrap interval (percentile method), without a resample.
+
+    How often a resample's median is each of the sorted samples is known: its rank is near enough
+    normal around the middle, with half the root of their number as deviation. Maritz and Jarrett,
+    A note on estimating the variance of the sample median, JASA 73 (1978).
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    count = len(values)
+    reach = 1.96 * math.sqrt(count) / 2
+    low = max(0, math.floor((count - 1) / 2 - reach))
+    high = min(count - 1, math.ceil((count - 1) / 2 + reach))
+    values = np.partition(values, [low, high])
+    return float(values[low]), float(values[high])
+
+
+def spread(interval: tuple[float, float]) -> float:
+    """An interval's width as a share of its middle."""
+    low, high = interval
+    return (high - low) / ((high + low) / 2)
+
+
+def overhead() -> float:
+    """Seconds that the measuring itself adds to a call."""
+    clock = time.perf_counter
+    call: Call = len
+    feed: Feed = {}
+    samples = []
+    for _ in range(1000):
+        started = clock()
+        for _ in range(1):
+            call(feed)
+        samples.append(clock() - started)
+    return float(np.median(samples))
+
+
+def compare(ours: tuple[Call, Rows], theirs: tuple[Call, Rows], step: Fields) -> Fields:
+    """Seconds of the same rows on two files, a pair at a time, in random order within a pair."""
+    sides = [
+        (call, [rows.feed([index]) for index in step["rows"]]) for call, rows in (ours, theirs)
+    ]
+    clock = time.perf_counter
+    pairs: list[tuple[float, float]] = []
+    choose = random.Random(os.getpid())
+    deadline = clock() + step["seconds"]
+    warm = clock() + step["seconds"] * WARM_UP
+    while clock() < deadline or not pairs:
+        for index in range(len(step["rows"])):
+            found = [0.0, 0.0]
+            for side in choose.sample((0, 1), 2):
+                call, feeds = sides[side]
+                started = clock()
+                call(feeds[index])
+                found[side] = clock() - started
+            if clock() > warm:
+                pairs.append((found[0], found[1]))
+            if clock() > deadline and pairs:
+                break
+    return {"pairs": pairs}
+
+
+# Inferences that a profile takes at most: onnxruntime writes a line of JSON for each operator.
+PROFILED = 200
+# Of each row in turn. The first may prepare kernels for its length; of those behind it the
+# fastest counts, which is the one that nothing else on the machine held up.
+IN_A_ROW = 5
+
+# An operator as a profiler saw it: its name, its kind, its place in the file's graph, seconds.
+Seen = Tuple[str, str, Optional[int], float]
+
+
+def profile(job: Fields, rows: Rows, step: Fields) -> Fields:
+    """Mean seconds of one inference in each operator, in the order in which they run.
+
+    ``total_seconds`` are those of the inference, with what lies between operators. An operator
+    has its name and kind as the runtime says them, and its place in the file's graph where the
+    runtime says that. Runtimes count in whole microseconds.
+    """
+    profiler = {"onnx": profile_onnx, "tflite": profile_tflite}.get(job["format"])
+    if profiler is None:
+        return unprofiled("the runtime of " + job["format"] + " is not profiled")
+    try:
+        runs = profiler(job, rows, step)
+    except NoProfile as reason:
+        return unprofiled(str(reason))
+    groups = [runs[first : first + IN_A_ROW] for first in range(0, len(runs), IN_A_ROW)]
+    runs = [min(group, key=lambda each: each[0]) for group in groups]
+    sums: dict[tuple[int, str], Fields] = {}
+    for _, seen in runs:
+        for place, (name, kind, index, seconds) in enumerate(seen):
+            new = {"name": name, "kind": kind, "index": index, "seconds": 0.0, "calls": 0}
+            op = sums.setdefault((place, name), new)
+            op["seconds"] += seconds / len(runs)
+            op["calls"] += 1
+    return {
+        "ops": [sums[key] for key in sorted(sums)],
+        "total_seconds": sum(total for total, _ in runs) / len(runs),
+        "inferences": len(runs),
+        "reason": None,
+    }
+
+
+class NoProfile(Exception):
+    """Why the runtime gives no profile."""
+
+
+def unprofiled(reason: str) -> Fields:
+    return {"ops": [], "total_seconds": None, "inferences": 0, "reason": reason}
+
+
+def in_turn(rows: Rows, step: Fields, run_row: Callable[[Feed], None]) -> None:
+    """Rows through ``run_row`` until the time is up."""
+    deadline = time.perf_counter() + step["seconds"]
+    feeds = [rows.feed([index]) for index in step["rows"]]
+    for number in range(PROFILED // IN_A_ROW):
+        run_row(feeds[number % len(feeds)])
+        if time.perf_counter() > deadline:
+            break
+
+
+def profile_onnx(job: Fields, rows: Rows, step: Fields) -> list[tuple[float, list[Seen]]]:
+    """Of each inference its seconds and its operators."""
+    import tempfile
+
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
+        options = onnx_options(job)
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        session = onnxruntime.InferenceSession(
+            job["file"], options, providers=["CPUExecutionProvider"]
+        )
+        call = onnx_call(session)
+
+        def run_row(feed: Feed) -> None:
+            for _ in range(1 + IN_A_ROW):
+                call(feed)
+
+        in_turn(rows, step, run_row)
+        with open(session.end_profiling(), encoding="utf-8") as stream:
+            events = json.load(stream)
+    runs: list[tuple[float, list[Seen]]] = []
+    seen: list[Seen] = []
+    for event in events:
+        name, seconds = event["name"], event.get("dur", 0) * 1e-6
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            said = event["args"]
+            kind = said["op_name"]
+            name = name[: -len("_kernel_time")] or kind + " " + str(said.get("node_index", ""))
+            seen.append((name, kind, None, seconds))
+        elif name == "model_run":
+            runs.append((seconds, seen))
+            seen = []
+    return [run_ for number, run_ in enumerate(runs) if number % (1 + IN_A_ROW)]
+
+
+# Versions of ai-edge-litert whose C interface is as it is called below.
+LITERT_C = ("2.3.",)
+
+
+def profile_tflite(job: Fields, rows: Rows, step: Fields) -> list[tuple[float, list[Seen]]]:
+    """The same from LiteRT, whose profiler is in its C interface and not in Python."""
+    import importlib.metadata
+
+    try:
+        version = importlib.metadata.version("ai-edge-litert")
+    except importlib.metadata.PackageNotFoundError:
+        raise NoProfile("tflite-runtime has no profiler for Python") from None
+    if not version.startswith(LITERT_C):
+        raise NoProfile("LiteRT is profiled in version 2.3, and this is " + version)
+    try:
+        model = LiteRt(job)
+        in_turn(rows, step, model.run_row)
+    except (OSError, AttributeError) as error:  # no such library, no such function in it
+        raise NoProfile("LiteRT lacks its C interface: " + str(error)) from None
+    if not model.runs:
+        raise NoProfile("LiteRT's profiler saw no inference")
+    return model.runs
+
+
+class Layout(ctypes.Structure):
+    """LiteRtLayout; the eighth bit of ``rank`` says whether there are strides."""
+
+    _fields_ = [
+        ("rank", ctypes.c_uint32),
+        ("sizes", ctypes.c_int32 * 8),
+        ("strides", ctypes.c_uint32 * 8),
+    ]
+
+
+class TensorType(ctypes.Structure):
+    """LiteRtRankedTensorType"""
+
+    _fields_ = [("element", ctypes.c_int), ("layout", Layout)]
+
+
+class Event(ctypes.Structure):
+    """ProfiledEventData; ``index`` is the operator's place in the graph, or in the delegate."""
+
+    _fields_ = [
+        ("tag", ctypes.c_char_p),
+        ("kind", ctypes.c_int),
+        ("start", ctypes.c_uint64),
+        ("microseconds", ctypes.c_uint64),
+        ("memory", ctypes.c_size_t * 6),
+        ("index", ctypes.c_uint64),
+        ("graph", ctypes.c_uint64),
+        ("source", ctypes.c_int),
+    ]
+
+
+# Kinds of events: others, an operator of the graph, and one inside a delegate.
+OTHER, OPERATOR, IN_DELEGATE = 1, 2, 8
+ELEMENTS = {
+    1: "float32",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    6: "bool",
+    7: "int16",
+    9: "int8",
+    10: "float16",
+}
+CPU, WRITE = 1, 1
+Handle = ctypes.c_void_p
+Size = ctypes.c_size_t
+by = ctypes.byref
+
+
+class LiteRt:
+    """A file compiled with its profiler on, through LiteRT's C interface (litert/c/*.h).
+
+    runs: of each profiled inference its seconds and its operators.
+    """
+
+    def __init__(self, job: Fields) -> None:
+        import ai_edge_litert
+
+        folder = next(iter(ai_edge_litert.__path__))
+        self.library = ctypes.CDLL(os.path.join(folder, "libLiteRt.so"))
+        self.runs: list[tuple[float, list[Seen]]] = []
+        self.names, self.lengths = job["signature_inputs"], job["lengths"]
+        self.environment = self.make("CreateEnvironment", 0, None)
+        self.file = self.make("CreateModelFromFile", self.environment, job["file"].encode())
+        options = self.make("CreateOptions")
+        self.do("SetOptionsHardwareAccelerators", options, CPU)
+        self.add(options, b"runtime_options_string", b"enable_profiling = true\n")
+        self.add(options, b"xnnpack", b"num_threads = %d\n" % job["threads"])
+        self.model = self.make("CreateCompiledModel", self.environment, self.file, options)
+        self.profiler = self.make("CompiledModelGetProfiler", self.model)
+
+    def do(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, "LiteRt" + name)(*arguments)
+        if status:
+            raise NoProfile("LiteRt" + name + " fails with status " + str(status))
+
+    def make(self, name: str, *arguments: Any) -> Handle:
+        """What a function writes to its last argument."""
+        made = Handle()
+        self.do(name, *arguments, by(made))
+        return made
+
+    def number(self, name: str, *arguments: Any) -> int:
+        found = Size()
+        self.do(name, *arguments, by(found))
+        return found.value
+
+    def add(self, options: Handle, name: bytes, text: bytes) -> None:
+        """Options that LiteRT reads as TOML; it frees the text."""
+        libc = ctypes.CDLL(None)
+        libc.strdup.restype = Handle
+        free = ctypes.cast(libc.free, Handle)
+        opaque = self.make("CreateOpaqueOptions", name, Handle(libc.strdup(text)), free)
+        self.do("AddOpaqueOptions", options, opaque)
+
+    def run_row(self, feed: Feed) -> None:
+        """One row: an inference to warm up, and then those that are profiled."""
+        at = Size(self.signature(feed[self.names[0]].shape))
+        signature = self.make("GetModelSignature", self.file, at)
+        taken = self.inputs(signature, at, feed)
+        count = self.number("GetNumSignatureOutputs", signature)
+        layouts = (Layout * count)()
+        update = ctypes.c_bool(True)
+        self.do("GetCompiledModelOutputTensorLayouts", self.model, at, Size(count), layouts, update)
+        inputs = [self.filled(at, *each) for each in taken]
+        outputs = []
+        for number, layout in enumerate(layouts):
+            element = self.tensor_type("Output", signature, number).element
+            outputs.append(self.buffer("Output", at, number, TensorType(element, layout)))
+        given, got = (Handle * len(inputs))(*inputs), (Handle * count)(*outputs)
+        arguments = self.model, at, Size(len(inputs)), given, Size(count), got
+        self.do("RunCompiledModel", *arguments)
+        self.do("ResetProfiler", self.profiler)
+        self.do("StartProfiler", self.profiler)
+        for _ in range(IN_A_ROW):
+            self.do("RunCompiledModel", *arguments)
+        self.do("StopProfiler", self.profiler)
+        self.read_events()
+        for buffer in (*inputs, *outputs):
+            self.library.LiteRtDestroyTensorBuffer(buffer)
+
+    def signature(self, shape: tuple[int, ...]) -> int:
+        """The one for these sizes, or the only one."""
+        for number in range(self.number("GetNumModelSignatures", self.file)):
+            signature = self.make("GetModelSignature", self.file, Size(number))
+            layout = self.tensor_type("Input", signature, 0).layout
+            if not self.lengths or layout.sizes[1] == shape[1]:
+                return number
+        raise NoProfile("LiteRT knows no signature for " + str(list(shape)))
+
+    def inputs(self, signature: Handle, at: Size, feed: Feed) -> list[tuple[int, int, Array]]:
+        """Number, type and values of each input, which is given the values' shape."""
+        found = []
+        for number in range(self.number("GetNumSignatureInputs", signature)):
+            name = ctypes.c_char_p()
+            self.do("GetSignatureInputName", signature, Size(number), by(name))
+            # Without signatures LiteRT names inputs after tensors; they are in our order then.
+            array = feed.get((name.value or b"").decode(), feed[self.names[number]])
+            kind = self.tensor_type("Input", signature, number)
+            if min(kind.layout.sizes[: kind.layout.rank & 127], default=0) < 0:
+                sizes, rank = (ctypes.c_int * array.ndim)(*array.shape), Size(array.ndim)
+                place = self.model, at, Size(number)
+                self.do("CompiledModelResizeInputTensor", *place, sizes, rank)
+            found.append((number, kind.element, array))
+        return found
+
+    def tensor_type(self, end: str, signature: Handle, number: int) -> TensorType:
+        tensor = self.make(f"GetSignature{end}TensorByIndex", signature, Size(number))
+        found = TensorType()
+        self.do("GetRankedTensorType", tensor, by(found))
+        return found
+
+    def buffer(self, end: str, at: Size, number: int, kind: TensorType) -> Handle:
+        needs = self.make(f"GetCompiledModel{end}BufferRequirements", self.model, at, Size(number))
+        create = "CreateManagedTensorBufferFromRequirements"
+        return self.make(create, self.environment, by(kind), needs)
+
+    def filled(self, at: Size, number: int, element: int, array: Array) -> Handle:
+        kind = TensorType(element)
+        place = self.model, at, Size(number)
+        self.do("GetCompiledModelInputTensorLayout", *place, by(kind.layout))
+        buffer = self.buffer("Input", at, number, kind)
+        values = np.ascontiguousarray(array, ELEMENTS.get(element))
+        size = self.number("GetTensorBufferPackedSize", buffer)
+        if size != values.nbytes:
+            raise NoProfile(f"LiteRT takes {size} bytes as an input and gets {values.nbytes}")
+        address = Handle()
+        self.do("LockTensorBuffer", buffer, by(address), WRITE)
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        self.do("UnlockTensorBuffer", buffer)
+        return buffer
+
+    def read_events(self) -> None:
+        """Add the profiled inferences to ``runs``; each begins with an event that spans it."""
+        count = ctypes.c_int()
+        self.do("GetNumProfilerEvents", self.profiler, by(count))
+        if not count.value:
+            return
+        events = (Event * count.value)()
+        self.do("GetProfilerEvents", self.profiler, count, events)
+        for event in events:
+            name, seconds = (event.tag or b"").decode(errors="replace"), event.microseconds * 1e-6
+            if event.kind == OTHER and name == "Invoke":
+                self.runs.append((seconds, []))
+            elif event.kind in (OPERATOR, IN_DELEGATE) and self.runs:
+                index = event.index if event.kind == OPERATOR else None
+                self.runs[-1][1].append((name, name.split(" (")[0], index, seconds))
 
 
 def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     import onnxruntime
 
     memory["imported"] = resident()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = job["threads"]
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = onnx_options(job)
     providers = ["CPUExecutionProvider"]
     cuda = job.get("accelerator") == "cuda"
     if cuda:
@@ -206,12 +693,26 @@ def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
     if cuda and "CUDAExecutionProvider" not in session.get_providers():
         raise RuntimeError("onnxruntime ran on the CPU instead of CUDA; install onnxruntime-gpu")
     memory["loaded"] = resident()
+    return onnx_call(session), "onnxruntime " + onnxruntime.__version__
+
+
+def onnx_options(job: Fields) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def onnx_call(session: Any) -> Call:
     kinds = {i.name: np.dtype(ONNX_TYPES.get(i.type, "float32")) for i in session.get_inputs()}
 
     def call(feed: Feed) -> Any:
         return session.run(None, {n: a.astype(kinds[n], copy=False) for n, a in feed.items()})[0]
 
-    return call, "onnxruntime " + onnxruntime.__version__
+    return call
 
 
 ONNX_TYPES = {
@@ -436,9 +937,28 @@ def peak() -> int | None:
     return found
 
 
-def status(key: str) -> int | None:
+class Memory:
+    """The most that was ever sampled of this process's share of memory, in bytes (Linux).
+
+    Proportional: a page that several processes map counts in part. Pages of mapped files, which
+    the kernel can drop and read again, are counted apart.
+    """
+
+    def __init__(self) -> None:
+        self.noted: Fields = {"share": None, "mapped": None}
+
+    def sample(self, when: str) -> None:
+        share, mapped = status("Pss", "smaps_rollup"), status("Pss_File", "smaps_rollup")
+        if share is None:
+            return
+        self.noted["share"] = max(share, self.noted["share"] or 0)
+        self.noted["mapped"] = max(mapped or 0, self.noted["mapped"] or 0)
+        self.noted["share_" + when] = share
+
+
+def status(key: str, table: str = "status") -> int | None:
     try:
-        with open("/proc/self/status", encoding="ascii") as stream:
+        with open("/proc/self/" + table, encoding="ascii") as stream:
             for line in stream:
                 if line.startswith(key + ":"):
                     return int(line.split()[1]) * 1024
@@ -448,25 +968,29 @@ def status(key: str) -> int | None:
 
 
 def fingerprint(job: Fields, runtime: str) -> Fields:
-    cpu, features = "", list[str]()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                key, _, value = line.partition(":")
-                key = key.strip()
-                if key == "model name" and not cpu:
-                    cpu = value.strip()
-                elif key in ("flags", "Features") and not features:
-                    known = set(value.split())
-                    features = [f for f in FEATURES if f in known]
-    except OSError:
-        pass
+    """What a measurement depends on besides the file. What cannot be read is None."""
+    cpu, features = "", set()
+    for line in lines("/proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        key = key.strip()
+        if key in ("model name", "Hardware", "CPU part") and not cpu:
+            cpu = value.strip()
+        elif key in ("flags", "Features"):
+            features.update(value.split())
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {
         "machine": platform.machine(),
         "system": platform.system(),
+        "release": platform.release(),
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "features": features,
+        "allowed_cores": sorted(allowed),
+        "features": [name for name in FEATURES if name in features],
+        "governor": first("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "frequency": scaled("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e3),
+        "temperature": scaled("/sys/class/thermal/thermal_zone0/temp", 1e-3),
+        "memory": total_memory(),
+        "nice": os.nice(0) if hasattr(os, "nice") else None,
         "runtime": runtime,
         "threads": job["threads"],
         "python": platform.python_version(),
@@ -474,7 +998,43 @@ def fingerprint(job: Fields, runtime: str) -> Fields:
     }
 
 
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+
+def lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read().splitlines()
+    except OSError:
+        return []
+
+
+def first(path: str) -> str | None:
+    return next(iter(lines(path)), None)
+
+
+def scaled(path: str, factor: float) -> float | None:
+    """A number of the kernel's in our unit: Hz, degrees Celsius."""
+    found = first(path)
+    return float(found) * factor if found and found.lstrip("-").isdigit() else None
+
+
+def total_memory() -> int | None:
+    for line in lines("/proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))

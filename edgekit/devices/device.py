@@ -14,10 +14,10 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from edgekit.artifact import Format
-from edgekit.errors import UsageError
+from edgekit.errors import DeviceError, UsageError
 
 # Where each kind's ``open_device(rest of the name)`` lives: only the kind asked for is imported.
 _KINDS = {
@@ -64,6 +64,7 @@ class Device(Protocol):
         ...
 
 
+@runtime_checkable
 class Prepared(Device, Protocol):
     """A device that is made ready once, in the cache folder."""
 
@@ -86,7 +87,22 @@ def open_device(name: str) -> Device:
     if kind not in _KINDS:
         near = difflib.get_close_matches(kind, _KINDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(_KINDS)}"
-        raise UsageError(f"--device: no device '{name}'; {hint}")
+        raise UsageError(f"--device: no device {name!r}; {hint}")
     module = importlib.import_module(f"edgekit.devices.{_KINDS[kind]}")
     device: Device = module.open_device(rest)
+    return device
+
+
+def ready(name: str) -> Device:
+    """A device that can be used now. Raises UsageError and DeviceError.
+
+    The environment of a runtime is made on the way: it is small, and asked for by its version.
+    Others are fetched only by ``edgekit devices setup``.
+    """
+    device = open_device(name)
+    if name.startswith("runtime:") and isinstance(device, Prepared):
+        device.set_up()
+    reason = device.missing()
+    if reason is not None:
+        raise DeviceError(f"{device.name}: {reason}")
     return device

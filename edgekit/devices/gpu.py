@@ -44,7 +44,7 @@ class Gpu:
 def open_device(rest: str) -> Gpu:
     """``gpu`` has no more to its name. Raises UsageError."""
     if rest:
-        raise UsageError(f"--device: 'gpu:{rest}' is one word too many; write gpu")
+        raise UsageError(f"--device: {f'gpu:{rest}'!r} is one word too many; write gpu")
     return Gpu()
 
 

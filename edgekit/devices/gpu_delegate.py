@@ -96,7 +96,7 @@ def open_device(rest: str) -> GpuDelegate:
     """``gpu-delegate`` has no more to its name. Raises UsageError."""
     if rest:
         raise UsageError(
-            f"--device: 'gpu-delegate:{rest}' is one word too many; write gpu-delegate"
+            f"--device: {f'gpu-delegate:{rest}'!r} is one word too many; write gpu-delegate"
         )
     return GpuDelegate()
 

@@ -34,5 +34,5 @@ HOST = Host()
 def open_device(rest: str) -> Host:
     """``host`` has no more to its name. Raises UsageError."""
     if rest:
-        raise UsageError(f"--device: 'host:{rest}' is one word too many; write host")
+        raise UsageError(f"--device: {f'host:{rest}'!r} is one word too many; write host")
     return HOST

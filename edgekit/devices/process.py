@@ -22,7 +22,8 @@ def run_process(
 
     Raises DeviceError, in terms of ``what`` ran ``where``.
     """
-    quiet = {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # Runtimes leave files of their own where temporary ones go; the folder is removed.
+    quiet = {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(folder)}
     try:
         done = subprocess.run(
             command,
@@ -38,9 +39,19 @@ def run_process(
     except OSError as error:
         raise DeviceError(f"cannot start {command[0]} on {where}: {error.strerror}") from None
     if not (folder / "result.json").is_file():
-        raise DeviceError(
-            f"the process that ran {what} on {where} {ending(done.returncode, done.stderr)}"
-        )
+        raise died(what, where, done.returncode, done.stderr)
+
+
+def died(what: str, where: str, status: int, stderr: bytes) -> DeviceError:
+    """What to raise when the process that ran ``what`` left no result."""
+    mend = ""
+    if b"No module named 'numpy'" in stderr:
+        mend = "; install numpy there"
+    elif b"No space left on device" in stderr:
+        mend = "; free some space there"
+    elif status in (-9, 137):
+        mend = "; that is how a system without free memory ends it"
+    return DeviceError(f"the process that ran {what} on {where} {ending(status, stderr)}{mend}")
 
 
 def ending(status: int, stderr: bytes) -> str:

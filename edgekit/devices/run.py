@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,15 +21,18 @@ from edgekit.preprocess import Encoded
 
 _AGENT = Path(__file__).with_name("agent.py")
 _PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "torchscript": "torch"}
+# Where in its own sources a runtime gave up: of use to its authors only.
+_SOURCE = re.compile(r"/\S+\.(?:cc|h|cpp):\d+ (?:.*?\) )?")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One thing for the agent to do: ``outputs`` of rows, or ``latency`` over rows.
+    """One thing for the agent to do: ``outputs`` of rows, ``latency`` over rows, or ``compare``.
 
-    rows: which rows of the inputs; none means all. batch, width: for outputs (``width`` pads each
-    call to that many tokens; none takes the true length, or its bucket).
-    seconds, samples, warmup: for latency.
+    rows: which rows of the inputs; none means all. batch: rows a call. width: pads each call for
+    outputs to that many tokens; none takes the true length, or its bucket. seconds: how long the
+    other two sample at most. precision: the width of the median's interval, as a share of the
+    median, at which latency is sampled no longer.
     """
 
     name: str
@@ -37,8 +41,7 @@ class Pass:
     batch: int = 1
     width: int | None = None
     seconds: float = 0.0
-    samples: int = 2000
-    warmup: int = 0
+    precision: float = 0.02
 
 
 def run_agent(
@@ -48,10 +51,15 @@ def run_agent(
     *,
     threads: int,
     device: Device = HOST,
+    cores: Sequence[int] = (),
+    nice: int = 0,
+    against: Artifact | None = None,
     timeout: float = 1800,
 ) -> dict[str, Any]:
     """What the agent saw: its result with outputs as float32 arrays.
 
+    cores: the processor cores to stay on, where there are any named. nice: added to the
+    niceness of the process. against: the second file of a ``compare`` pass.
     Raises DeviceError when the device cannot be used or does not run this format, or the runtime
     refuses the file, crashes or does not finish.
     """
@@ -63,40 +71,53 @@ def run_agent(
         raise DeviceError(f"{device.name}: {reason}")
     with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
         folder = Path(name)
-        job = write_job(folder, artifact, encoded, passes, threads=threads)
+        job = {"threads": threads, "cores": list(cores), "nice": nice}
+        job |= write_files(folder, artifact, encoded, passes, against)
+        (folder / "job.json").write_text(json.dumps(job))
         device.run(folder, job, timeout)
         result = _read_result(folder / "result.json", artifact, device)
     for found in result["passes"].values():
+        if "missing" in found:
+            raise DeviceError(f"{device.name} gives no answers: {found['missing']}")
         if "outputs" in found:
             found["outputs"] = decode(found["outputs"])
     return result
 
 
-def write_job(
-    folder: Path, artifact: Artifact, encoded: Encoded, passes: Sequence[Pass], *, threads: int
+def write_files(
+    folder: Path,
+    artifact: Artifact,
+    encoded: Encoded,
+    passes: Sequence[Pass],
+    against: Artifact | None,
 ) -> dict[str, Any]:
-    """Write agent, job, inputs and model file into ``folder``; the job refers to them by name."""
+    """Write agent, inputs and model files into ``folder``; the fields that name them in a job."""
     arrays: dict[str, npt.NDArray[Any]] = dict(encoded.arrays)
     if encoded.lengths is not None:
         arrays["lengths"] = encoded.lengths
     np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
     shutil.copyfile(_AGENT, folder / "agent.py")
-    file = "model" + artifact.path.suffix
-    shutil.copyfile(artifact.path, folder / file)
-    job = {
-        "file": file,
-        "format": artifact.format,
-        "threads": threads,
-        "lengths": list(artifact.lengths),
+    fields = {
+        **_put(artifact, folder, "model"),
         "inputs": "inputs.npz",
-        "signature_inputs": [tensor.name for tensor in artifact.inputs],
         "passes": [
             vars(each) | {"rows": None if each.rows is None else [int(r) for r in each.rows]}
             for each in passes
         ],
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    return job
+    return fields if against is None else fields | {"other": _put(against, folder, "other")}
+
+
+def _put(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
+    """Copy a model file into the folder; what a job says of it."""
+    file = name + artifact.path.suffix
+    shutil.copyfile(artifact.path, folder / file)
+    return {
+        "file": file,
+        "format": artifact.format,
+        "lengths": list(artifact.lengths),
+        "signature_inputs": [tensor.name for tensor in artifact.inputs],
+    }
 
 
 def decode(fields: Mapping[str, Any]) -> npt.NDArray[np.float32]:
@@ -115,5 +136,6 @@ def _read_result(path: Path, artifact: Artifact, device: Device) -> dict[str, An
     if error:
         package = _PACKAGES[artifact.format]
         mend = f"; install {package}" if "No module named" in error else ""
-        raise DeviceError(f"{name} does not run on {package} ({device.name}): {error}{mend}")
+        reason = _SOURCE.sub("", error)
+        raise DeviceError(f"{name} does not run on {package} ({device.name}): {reason}{mend}")
     return result

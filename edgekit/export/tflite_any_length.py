@@ -34,7 +34,7 @@ def graph_for_any_length(pattern: Pattern, mask: Tensor) -> Graph:
             shapes.update(map(id, op.inputs[1:]))
         if op.kernel.name == "STRIDED_SLICE" and pattern.varying_axes(op.outputs[0]):
             raise CannotLearnError("a STRIDED_SLICE along the length")
-    positions = _Positions(_free(mask, mask.shape, [1]))
+    positions = _Positions(_free(mask, pattern.shape(mask, 1), [1]))
 
     def make(tensor: Tensor) -> tuple[Tensor, list[Operator]]:
         if tensor is mask:

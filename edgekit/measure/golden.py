@@ -17,12 +17,12 @@ _COUNT = 16
 _TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8-dynamic": 0.05}
 
 
-def pick_rows(encoded: Encoded) -> list[int]:
-    """At most 16 rows, evenly spread over the true lengths (or over the rows)."""
+def pick_rows(encoded: Encoded, count: int = _COUNT) -> list[int]:
+    """At most ``count`` rows, evenly spread over the true lengths (or over the rows)."""
     order = np.arange(len(encoded))
     if encoded.lengths is not None:
         order = np.argsort(encoded.lengths, kind="stable")
-    picks = np.unique(np.linspace(0, len(order) - 1, min(_COUNT, len(order))).round().astype(int))
+    picks = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
     return [int(row) for row in order[picks]]
 
 

@@ -21,6 +21,7 @@ from edgekit.devices.run import Pass, run_agent
 from edgekit.measure import accuracy
 from edgekit.measure.golden import golden_rows, pick_rows
 from edgekit.measure.latency import summarize
+from edgekit.measure.measurement import above_empty
 from edgekit.measure.parity import compare
 from edgekit.measure.size import check_scheme
 from edgekit.preprocess import Encoded
@@ -68,7 +69,7 @@ def prove(
     picked = np.asarray(_spread(_by_length(encoded), _SAMPLE))
     sample = encoded.rows(picked)
     variants = _variants(artifact, sample)
-    latency = Pass("latency", "latency", _latency_rows(encoded), seconds=seconds, warmup=10)
+    latency = Pass("latency", "latency", _latency_rows(encoded), seconds=seconds)
     measured = run_agent(artifact, encoded, [latency], threads=threads)
     # Answers need no more than one thread, and come faster with one where the machine is busy.
     passes = [replace(each, rows=picked[list(each.rows or ())].tolist()) for each in variants]
@@ -115,9 +116,9 @@ def prove(
         "dtype_bytes": contents.bytes_per_dtype(),
         "load_seconds": measured["load_seconds"],
         "first_run_seconds": measured["first_run_seconds"],
-        "latency": summarize(measured["passes"]["latency"]["samples"]).to_json(),
+        "latency": summarize(measured["passes"]["latency"]).to_json(),
         "memory": memory,
-        "peak_memory": memory["peak"] - memory["start"] if memory["start"] else None,
+        "peak_memory": above_empty(memory),
         "device": measured["fingerprint"],
     }
     chosen = pick_rows(encoded)

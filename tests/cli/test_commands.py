@@ -44,6 +44,7 @@ def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
         "targets",
         "steps",
         "doctor",
+        "devices",
         "cache",
     )
     assert all(f"\n  {command} " in alone for command in commands)
@@ -61,6 +62,25 @@ def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if line.startswith("android-arm64 "))
     assert "tflite-runtime ≥ 2.14.0" in line
+
+
+def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {device["name"]: device for device in document(capsys, "devices")["devices"]}
+    assert listed["host"] == {
+        "name": "host",
+        "formats": ["onnx", "tflite", "torchscript"],
+        "timed": True,
+        "ready": True,
+        "reason": None,
+    }
+    arm = listed["emulated:arm64-cortex-a53"]
+    assert not arm["timed"] and "edgekit devices setup" in arm["reason"]
+    assert run(["devices"]) == 0
+    assert "✓ host" in capsys.readouterr().out
+    assert run(["devices", "check", "host"]) == 0
+    assert capsys.readouterr().out == "✓ host is ready\n"
+    assert run(["devices", "check", "emulated:arm64"]) == 3
+    assert "not set up" in capsys.readouterr().err
 
 
 def test_steps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from edgekit.budget import Budget, judge
+from edgekit.bundle.bench import Bench
 from edgekit.cli import render
+from edgekit.measure.compare import Comparison
+from edgekit.measure.measurement import Measurement
 from edgekit.pipeline import BuildResult, BundleResult
 from edgekit.plan.propose import Plan
 from edgekit.project import read_flags, resolve
@@ -68,12 +71,74 @@ def test_a_dry_run_says_that_nothing_was_built(
     assert "nothing was built (--dry-run)" in capsys.readouterr().out
 
 
-def test_a_benchmark_has_a_column_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
-    record = {**RECORD, "bytes": 1000, "peak_memory": None}
-    render.show_figures({"files": {"model.onnx": record, "model.pt": record}})
+def measurement(**changes: Any) -> Measurement:
+    fields = {
+        "file": "model.onnx",
+        "format": "onnx",
+        "bytes": 1000,
+        "device": "host",
+        "timed": True,
+        "load_seconds": 0.01,
+        "first_run_seconds": 0.02,
+        "latency": {
+            "p50": 0.001,
+            "p90": 0.002,
+            "p99": None,
+            "low": 0.00098,
+            "high": 0.00102,
+            "wide": True,
+            "steady": True,
+            "samples": 100,
+            "lengths": {4: 0.0005, 8: 0.001},
+        },
+        "threads": 2,
+        "one_thread": None,
+        "throughput": {"batch": 8, "rows_per_second": 1234.5},
+        "overhead_seconds": 1e-6,
+        "memory": dict.fromkeys(["empty", "loaded", "peak", "above_empty", "share", "mapped"]),
+        "fingerprint": RECORD["device"],
+        "static": {
+            "macs": 111_921_024,
+            "weight_bytes": 11_012_764,
+            "activation_bytes": 165_936,
+            "ops": {"MUL": 86, "ADD": 45},
+            "parameters": 14_490_263,
+            "length": 12,
+        },
+        "conditions": None,
+    }
+    return Measurement.model_validate({**fields, **changes})
+
+
+def test_a_benchmark_has_a_column_for_each_file_and_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    emulated = dict.fromkeys(["load_seconds", "first_run_seconds", "latency", "throughput"])
+    elsewhere = measurement(device="emulated:arm64-cortex-a53", timed=False, **emulated)
+    render.show_measurements(Bench(Path("x"), "golden inputs", 16, (measurement(), elsewhere)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:2] == ["model.onnx model.pt", "bytes 1 kB 1 kB"]
+    assert lines[:2] == ["model.onnx host model.onnx emulated:arm64-cortex-a53", "bytes 1 kB 1 kB"]
+    assert "p50 1 ms" in lines
+    assert "± 2.0 %" in lines
+    assert "p50 at 8 1 ms" in lines
+    assert "rows a second 1234 (by 8)" in lines
     assert "peak memory not known not known" in lines
+    assert "MACs 111.9 M 111.9 M" in lines
+    assert "operators 131 131" in lines
+    assert not any(line.startswith("p99") for line in lines)
+    assert any(line.endswith("its times mean nothing and are not shown") for line in lines)
+    assert any("time ran out with a wide interval" in line for line in lines)
+
+
+@pytest.mark.parametrize("outcome", ["faster", "slower", "same", "inconclusive"])
+def test_a_comparison_is_a_verdict_and_what_it_rests_on(
+    outcome: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Comparison(outcome, 1.1, 1.08, 1.12, 0.03, (1.0, 0.99), 900, RECORD["device"])
+    render.show_comparison(found, "new.tflite", "old.tflite")
+    verdict, rest, _ = capsys.readouterr().out.splitlines()
+    assert outcome in verdict.replace("as fast as", "same").replace("too noisy", "inconclusive")
+    assert "ratio 1.100, 95 % interval 1.080 to 1.120; against itself up to 1.0 % apart" in rest
 
 
 def test_settings_are_echoed_with_what_set_them(capsys: pytest.CaptureFixture[str]) -> None:

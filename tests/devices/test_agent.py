@@ -52,7 +52,7 @@ def test_outputs_latency_and_memory_come_back(tmp_path: Path) -> None:
         _sum_model(tmp_path / "model.onnx"),
         _rows(),
         [
-            Pass("latency", "latency", [0, 1, 2], seconds=0.05, warmup=2),
+            Pass("latency", "latency", [0, 1, 2], seconds=0.05),
             Pass("all", "outputs"),
             Pass("padded", "outputs", [2, 0], width=8),
             Pass("batched", "outputs", batch=2),

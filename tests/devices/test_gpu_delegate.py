@@ -18,7 +18,7 @@ from edgekit.errors import DeviceError, UsageError
 from edgekit.export.tflite import export_tflite
 from edgekit.model import Model, identify, load_model
 from edgekit.preprocess import Encoded, ImagePreprocessor
-from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, tiny_checkpoint, tiny_texts
+from tests.tiny import IMAGE_FAMILIES, tiny_checkpoint, tiny_texts
 
 BUCKETS = (8, 16)
 
@@ -111,8 +111,9 @@ def both(artifact: Artifact, encoded: Encoded, device: GpuDelegate) -> tuple[Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*TEXT_FAMILIES, *IMAGE_FAMILIES])
-def test_every_operator_of_every_family_is_delegated_and_right(
+# The plain case, and those whose graphs need something done for the GPU to take or answer them.
+@pytest.mark.parametrize("family", ["bert", "mobilebert", "xlnet", "mobilenet_v2"])
+def test_every_operator_is_delegated_and_right(
     family: str, device: GpuDelegate, tmp_path: Path
 ) -> None:
     picture = family in IMAGE_FAMILIES
@@ -126,11 +127,8 @@ def test_every_operator_of_every_family_is_delegated_and_right(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["token-classification", "sentence-embedding"])
-def test_other_tasks_are_delegated_and_right(
-    task: str, device: GpuDelegate, tmp_path: Path
-) -> None:
-    model = make(tmp_path / "model", "xlnet", task)
+def test_answers_per_token_are_delegated_and_right(device: GpuDelegate, tmp_path: Path) -> None:
+    model = make(tmp_path / "model", "xlnet", "token-classification")
     artifact = export_tflite(model, tmp_path, scheme="fp16", lengths=BUCKETS)
     coverage, gpu, cpu = both(artifact, rows(model), device)
     assert coverage["fully_accelerated"]

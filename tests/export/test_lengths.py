@@ -27,7 +27,7 @@ def test_buckets_ascend_cover_every_text_and_stay_within_the_model(
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_other_buckets_pad_less(lengths: list[int], at_most: int) -> None:
     chosen = choose_lengths(lengths, 512, at_most)
     top = chosen[-1]

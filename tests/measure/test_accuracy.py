@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import ProofError
@@ -37,7 +37,6 @@ def one_hot(classes: list[int], count: int) -> np.ndarray:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
-@settings(deadline=None)
 def test_single_label_scores_are_what_counting_gives(pairs: list[tuple[int, int]]) -> None:
     truth, guess = [t for t, _ in pairs], [g for _, g in pairs]
     found = scores(one_hot(guess, 4), np.array(truth), problem="single-label")
@@ -78,7 +77,6 @@ def ranks(values: np.ndarray) -> np.ndarray:
         st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=3, max_size=30, unique=True
     )
 )
-@settings(deadline=None)
 def test_correlations_are_those_of_values_and_of_ranks(pairs: list[tuple[int, int]]) -> None:
     guess, truth = np.array(pairs, float).T
     found = scores(guess[:, None], truth, problem="regression")

@@ -112,7 +112,7 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
 _PIECES = st.lists(st.text("abcde", min_size=2, max_size=4), max_size=12, unique=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_PIECES, _PIECES, st.data())
 def test_no_text_gets_a_new_unknown(
     heads: list[str], tails: list[str], data: st.DataObject

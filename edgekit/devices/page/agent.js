@@ -3,6 +3,8 @@
 // the job says what is where in it.
 
 const VERSION = 1;
+// As in agent.py; a sample lasts a thousand ticks of the clock that a page gets, 5 µs.
+const [WARM_UP, POINT, POINTS, CHECK, SAMPLE] = [0.25, 16, 8, 0.25, 0.005];
 const RUNTIMES = { onnx: loadOnnx, tflite: loadTflite };
 // How long to wait for the browser's account of its memory, which may come with the next garbage
 // collection only.
@@ -122,31 +124,129 @@ function align(found, rows, indices) {
   });
 }
 
+// As agent.py's `measure`: warm up until the pace is steady, sample until the median is known.
 async function measure(call, rows, step) {
-  const feeds = step.rows.map((row) => rows.feed([row]));
-  const widths = step.rows.map((row) => rows.width([row]));
-  for (const feed of feeds.slice(0, step.warmup)) await call(feed);
+  const chunks = [];
+  for (let first = 0; first < step.rows.length; first += step.batch) {
+    chunks.push(step.rows.slice(first, first + step.batch));
+  }
+  const feeds = chunks.map((chunk) => rows.feed(chunk));
+  const widths = chunks.map((chunk) => rows.width(chunk) ?? 0);
+  const repeats = await callsPerSample(call, feeds[0]);
+  const [warm, steady] = await warmUp(call, feeds, widths, step.seconds * WARM_UP);
+  const [samples, order] = [[], []];
+  const begun = performance.now();
+  let checked = begun;
+  sampling: for (;;) {
+    for (const at of shuffled(feeds.length)) {
+      const started = performance.now();
+      for (let times = 0; times < repeats; times += 1) await call(feeds[at]);
+      samples.push(seconds(started) / repeats);
+      order.push(at);
+      if (seconds(begun) > step.seconds && samples.length >= feeds.length) break sampling;
+    }
+    if (seconds(checked) < CHECK) continue;
+    checked = performance.now();
+    if (samples.length >= 64 && spread(samples) <= step.precision) break;
+  }
+  return {
+    samples,
+    rows: order.map((at) => chunks[at][0]),
+    widths: order.map((at) => widths[at]),
+    batch: step.batch,
+    repeats,
+    warm_up_calls: warm,
+    steady,
+    overhead_seconds: null,
+  };
+}
+
+async function callsPerSample(call, feed) {
+  let best = Infinity;
+  for (let times = 0; times < 5; times += 1) {
+    const started = performance.now();
+    await call(feed);
+    best = Math.min(best, seconds(started));
+  }
+  return Math.max(1, Math.ceil(SAMPLE / Math.max(best, SAMPLE / 1000)));
+}
+
+// How often it called, and whether the pace settled: see agent.py's `warm_up`.
+async function warmUp(call, feeds, widths, limit) {
   // Every bucket once, so that none is prepared inside a sample.
   for (const feed of new Map(widths.map((width, at) => [width, feeds[at]])).values()) {
     await call(feed);
   }
-  const [samples, order] = [[], []];
+  const [times, seen] = [[], []];
   const begun = performance.now();
-  for (let position = 0; ; position += 1) {
-    const over = seconds(begun) >= step.seconds || position >= step.samples;
-    if (position >= feeds.length && over) break;
-    const at = position % feeds.length;
-    const started = performance.now();
-    await call(feeds[at]);
-    samples.push(seconds(started));
-    order.push(at);
-    if (seconds(begun) > 5 * step.seconds) break;
+  let first = 0;
+  while (seconds(begun) < limit) {
+    for (let count = 0; count < POINT; count += 1) {
+      const at = times.length % feeds.length;
+      const started = performance.now();
+      await call(feeds[at]);
+      times.push(seconds(started));
+      seen.push(widths[at]);
+    }
+    const points = curve(times, seen).slice(first);
+    if (points.length < POINTS) continue;
+    const [at, chance] = changePoint(points);
+    if (chance > 0.05) return [times.length, true];
+    first += at;
   }
-  return {
-    samples,
-    rows: order.map((at) => step.rows[at]),
-    widths: order.map((at) => widths[at]),
-  };
+  return [times.length, false];
+}
+
+function curve(times, widths) {
+  const medians = new Map();
+  for (const width of new Set(widths)) {
+    medians.set(width, median(times.filter((_, at) => widths[at] === width)));
+  }
+  // A clock that is coarse may show no time at all.
+  const shares = times.map((time, at) => time / (medians.get(widths[at]) || 1));
+  const points = [];
+  for (let at = 0; at + POINT <= shares.length; at += POINT) {
+    points.push(median(shares.slice(at, at + POINT)));
+  }
+  return points;
+}
+
+// Pettitt 1979: where a series most likely changes level, and how likely that is by chance.
+function changePoint(series) {
+  const count = series.length;
+  let [at, largest] = [0, 0];
+  for (let split = 1; split < count; split += 1) {
+    let sum = 0;
+    for (const before of series.slice(0, split)) {
+      for (const after of series.slice(split)) sum += Math.sign(before - after);
+    }
+    if (Math.abs(sum) > largest) [at, largest] = [split, Math.abs(sum)];
+  }
+  return [at, Math.min(1, 2 * Math.exp((-6 * largest ** 2) / (count ** 3 + count ** 2)))];
+}
+
+// The width of the median's 95 % interval as a share of its middle: agent.py's `median_interval`.
+function spread(samples) {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const [middle, reach] = [(sorted.length - 1) / 2, (1.96 * Math.sqrt(sorted.length)) / 2];
+  const low = sorted[Math.max(0, Math.floor(middle - reach))];
+  const high = sorted[Math.min(sorted.length - 1, Math.ceil(middle + reach))];
+  return (high - low) / ((high + low) / 2 || 1);
+}
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+function shuffled(count) {
+  const order = Array.from({ length: count }, (_, at) => at);
+  for (let at = count - 1; at > 0; at -= 1) {
+    const other = Math.floor(Math.random() * (at + 1));
+    [order[at], order[other]] = [order[other], order[at]];
+  }
+  return order;
 }
 
 async function loadOnnx(job, memory) {
