@@ -334,10 +334,13 @@ def _chromium(
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """Chromium with our page, and what it says to stderr; killed with all its processes."""
     flags = (*_FLAGS, *_ACCELERATOR_FLAGS[accelerator], f"--user-data-dir={profile}")
+    # Its crash reports, too, go where the profile is and vanish with it.
+    homes = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(profile))
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
                 [program, *flags, url],
+                env={**os.environ, **homes},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
