@@ -168,7 +168,9 @@ def open_device(rest: str) -> Browser:
     """``browser`` or ``browser:webgpu``. Raises UsageError."""
     accelerator = rest or "wasm"
     if accelerator not in _ACCELERATORS:
-        raise UsageError(f"--device: no 'browser:{rest}'; write browser or browser:webgpu")
+        raise UsageError(
+            f"--device: no device {f'browser:{rest}'!r}; write browser or browser:webgpu"
+        )
     return Browser(accelerator)
 
 
