@@ -29,6 +29,7 @@ from edgekit.artifact import Artifact, Tensor
 from edgekit.bundle.manifest import read_manifest
 from edgekit.bundle.verify import artifacts
 from edgekit.data import Columns, load_data
+from edgekit.devices.host import Host
 from edgekit.devices.run import Pass, run_agent
 from edgekit.measure.latency import summarize
 from edgekit.preprocess import Encoded, TextPreprocessor
@@ -234,7 +235,7 @@ def _compare(
     for _ in range(options.rounds):
         for name, (artifact, python) in files.items():
             result = run_agent(
-                artifact, texts[name], passes, threads=options.threads, python=python
+                artifact, texts[name], passes, threads=options.threads, device=Host(python)
             )
             latency[name].append(summarize(result["passes"]["latency"]).p50)
             memory[name].append(result["memory"]["peak"] - result["memory"]["start"])
