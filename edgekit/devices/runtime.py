@@ -5,7 +5,6 @@ An environment is made once, in the cache folder, by pip.
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Format
-from edgekit.devices.process import run_process
-from edgekit.errors import DeviceError, UsageError
+from edgekit.devices.process import run_process, run_tool
+from edgekit.errors import UsageError
 
 _FORMATS: dict[str, Format] = {
     "onnxruntime": "onnx",
@@ -88,18 +87,12 @@ class Runtime:
 
         numpy = "numpy" if Version(self.version) >= Version(_NUMPY_2[self.package]) else "numpy<2"
         # Without pip of its own: Debian keeps what installs one in a package apart.
-        self._pip([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-        install = ["install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        into = ["--python", str(_python(folder))]
+        venv = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+        run_tool(venv, "python -m venv", self.name)
+        pip = [sys.executable, "-m", "pip", "--python", str(_python(folder)), "install", "--quiet"]
+        options = ["--disable-pip-version-check", "--only-binary=:all:"]
         packages = [f"{self.package}=={self.version}", numpy]
-        self._pip([sys.executable, "-m", "pip", *into, *install, *packages])
-
-    def _pip(self, command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-            errors = [line for line in said if line.startswith("ERROR:")] or said
-            raise DeviceError(f"cannot set up {self.name}: {errors[-1].removeprefix('ERROR: ')}")
+        run_tool([*pip, *options, *packages], "pip", self.name)
 
 
 def open_device(rest: str) -> Runtime:
