@@ -35,6 +35,10 @@ class RecipeError(EdgekitError):
     """A step that does not exist, or cannot be applied to this model."""
 
 
+class TrainingError(EdgekitError):
+    """A training that cannot begin, or that diverged with nothing to keep."""
+
+
 class ExportError(EdgekitError):
     """A model that cannot be written in the format asked for."""
 

@@ -29,3 +29,11 @@ Sink = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """A sink that shows nothing."""
+
+
+# How much of one thing is done, 0 to 1, and a line for people that says where it stands.
+OnProgress = Callable[[float, str], None]
+
+
+def unwatched(fraction: float, text: str) -> None:
+    """Progress that nobody is told."""

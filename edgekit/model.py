@@ -168,7 +168,7 @@ def save_model(model: Model, folder: Path) -> None:
     if model.architecture is None:
         raise ModelError("a plain module has no checkpoint format; keep its factory")
     module: Any = model.module
-    with _quiet():
+    with quiet():
         module.save_pretrained(folder)
     record = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
     if isinstance(model.preprocessor, TextPreprocessor):
@@ -337,7 +337,7 @@ def _check_sentence_transformer(folder: Path) -> None:
 
 
 def _load_module(folder: Path, task: Task, meta: bool) -> Any:
-    with _quiet():
+    with quiet():
         import torch
         import transformers
 
@@ -489,7 +489,7 @@ def _read_tokenizer(folder: Path) -> Any:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise ModelError(f"{path} is damaged ({error}); download it again") from None
-    with _quiet():
+    with quiet():
         import transformers
 
         try:
@@ -536,8 +536,8 @@ def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings from libraries while a checkpoint is read or written."""
+def quiet() -> Iterator[None]:
+    """No progress bars and no warnings from libraries inside."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers

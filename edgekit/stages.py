@@ -108,7 +108,14 @@ def compress(work: Workbench, plan: Plan) -> Compressed:
 
         model: Model | FileModel = work.outline
         if plan.steps:
-            context = Context(work.data.train, work.settings.seed)
+            context = Context(
+                work.data.train,
+                work.settings.seed,
+                folder=work.store.scratch("compress", inputs),
+                on_progress=lambda fraction, text: work.on_event(
+                    Event("progress", "compress", text, fraction=fraction)
+                ),
+            )
             steps = [spec.step for spec in plan.steps]
             model = apply_steps(steps, cast("Model", work.original), context)
             save_model(model, folder / "checkpoint")

@@ -6,10 +6,12 @@ looks at shapes works on the meta device too: that is how sizes are predicted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgekit.data import Rows
+from edgekit.events import OnProgress, unwatched
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -17,10 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may use besides the model. ``rows`` are training rows, never eval rows."""
+    """What a step may use besides the model.
+
+    rows: training rows, never eval rows. folder: scratch of these very steps on this model and
+    data, which is still there when a killed build is run again and goes when the steps are done;
+    ``None`` where only shapes are looked at. on_progress: told how far a long step is.
+    """
 
     rows: Rows | None
     seed: int
+    folder: Path | None = None
+    on_progress: OnProgress = unwatched
 
 
 class Step(Protocol):
@@ -37,9 +46,18 @@ class Step(Protocol):
 
 def apply_steps(steps: Sequence[Step], model: "Model", context: Context) -> "Model":
     """All steps in order, each held to its contract."""
-    for step in steps:
+    for number, step in enumerate(steps):
         step.requires(model, context)
-        changed = step.apply(model, context)
+        changed = step.apply(model, _own_folder(context, number))
         step.ensures(model, changed)
         model = changed
     return model
+
+
+def _own_folder(context: Context, number: int) -> Context:
+    """The context with a folder that no other step uses."""
+    if context.folder is None:
+        return context
+    folder = context.folder / f"step-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(context, folder=folder)

@@ -12,6 +12,8 @@ Rules:
 3. Each entry carries the digest of each of its files; an entry that does not match is
    thrown away and made again.
 4. Entries that nobody used for long are pruned first (``prune``).
+5. A stage that takes long may keep a scratch folder (``scratch``): a killed build finds it again
+   under the same key, and it goes when the stage is done.
 """
 
 import contextlib
@@ -83,7 +85,7 @@ class Store:
         keys of earlier entries. Raises OutputError when the store cannot be written.
         """
         key = self.key(name, inputs)
-        home = self.folder / name / key[:2] / key
+        home = self._home(name, key)
         if _intact(home):
             os.utime(home / _RECORD)
             return Entry(name, key, home, reused=True)
@@ -101,9 +103,22 @@ class Store:
                 produce(partial)
                 _seal(partial, name, inputs)
                 partial.rename(home)
+                shutil.rmtree(_scratch(home), ignore_errors=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return Entry(name, key, home, reused=False)
+
+    def scratch(self, name: str, inputs: Mapping[str, Any]) -> Path:
+        """The scratch folder of a stage, made if it is not there; for its ``produce`` alone.
+
+        What is in it when a build is killed is there for the next one with the same inputs.
+        """
+        folder = _scratch(self._home(name, self.key(name, inputs)))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _home(self, name: str, key: str) -> Path:
+        return self.folder / name / key[:2] / key
 
     def _prepare(self, folder: Path) -> None:
         try:
@@ -149,11 +164,16 @@ class Store:
                 freed += folder_bytes(entry.path)
                 shutil.rmtree(entry.path, ignore_errors=True)
                 Path(str(entry.path) + ".lock").unlink(missing_ok=True)
-        for leftover in self.folder.glob("*/*/*.partial"):
+        leftovers = (*self.folder.glob("*/*/*.partial"), *self.folder.glob("*/*/*.scratch"))
+        for leftover in leftovers:
             if leftover.stat().st_mtime <= limit:
                 freed += folder_bytes(leftover)
                 shutil.rmtree(leftover, ignore_errors=True)
         return freed
+
+
+def _scratch(home: Path) -> Path:
+    return home.with_name(home.name + ".scratch")
 
 
 def folder_bytes(folder: Path) -> int:

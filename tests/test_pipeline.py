@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit import recipe
 from edgekit.errors import BudgetError, BundleError, OutputError, ProofError, RecipeError
+from edgekit.events import Event
 from edgekit.pipeline import BuildResult
 from tests.tiny import tiny_checkpoint
 from tests.tiny_project import TinyProject, tiny_project
@@ -414,3 +417,36 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     left = (tmp_path / "left").read_text()
     assert left == "" if full == "dist" else "prove" not in left
     assert not list((tmp_path / "dist").glob("*"))
+
+
+@pytest.mark.slow
+def test_a_build_killed_while_it_learns_goes_on_there(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step gets a folder that outlives a kill, and a sink for how far it is."""
+    known = recipe._entries()
+    added = EntryPoint("relearn", "tests.learning_step:Relearn", "edgekit.steps")
+    monkeypatch.setattr(recipe, "_entries", lambda: known | {"relearn": added})
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    texts: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "progress":
+            texts.append(event.text)
+            if len(texts) == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _build(project, tmp_path / "dist", steps=["relearn"], on_event=interrupt)
+    scratch = tmp_path.glob("cache/compress/*/*.scratch/step-0/*")
+    assert {path.name for path in scratch} == {"teacher.npy", "training"}
+    assert texts[-1].startswith("step 5 of 16, loss ")
+    events: list[Event] = []
+    result = _build(project, tmp_path / "dist", steps=["relearn"], on_event=events.append)
+    assert result.outcome == "pass"
+    told = [event for event in events if event.kind == "progress"]
+    assert told[0].name == "compress" and told[0].text.startswith("step 5 of 16")
+    assert told[-1].fraction == 1
+    manifest = json.loads((tmp_path / "dist" / "linux-x86_64" / "manifest.json").read_text())
+    assert manifest["model"]["lineage"] == ["relearn: 16 steps, 4"]
+    assert not list(tmp_path.glob("cache/compress/*/*.scratch"))

@@ -125,3 +125,33 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="EDGEKIT_CACHE"):
         Store(tmp_path / "file").stage("export", {}, _write("x"))
+
+
+def test_a_killed_stage_finds_its_scratch_again_and_a_done_one_has_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def killed(folder: Path) -> None:
+        (store.scratch("train", {"a": 1}) / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage("train", {"a": 1}, killed)
+    assert not list(store.scratch("train", {"a": 2}).iterdir())
+
+    def resumed(folder: Path) -> None:
+        found = (store.scratch("train", {"a": 1}) / "half.txt").read_text()
+        (folder / "out.txt").write_text(found + " and half")
+
+    entry = store.stage("train", {"a": 1}, resumed)
+    assert (entry.path / "out.txt").read_text() == "half and half"
+    assert not list(tmp_path.rglob("half.txt"))
+
+
+def test_prune_removes_scratch_that_nobody_came_back_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    scratch = store.scratch("train", {})
+    (scratch / "half.txt").write_text("half")
+    assert store.prune(older_than=500) == 0 and scratch.exists()
+    past = time.time() - 1000
+    os.utime(scratch, (past, past))
+    assert store.prune(older_than=500) == 4 and not scratch.exists()

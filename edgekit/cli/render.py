@@ -29,6 +29,8 @@ _COEFFICIENTS = ("matthews", "spearman", "pearson")
 _MOST_LENGTHS = 4
 _SLOWEST = 8
 _BAR = 30
+# In a log, this long between two lines of one stage's progress.
+_TELL_SECONDS = 30.0
 
 
 # JSON
@@ -116,14 +118,21 @@ def _live() -> Iterator[Sink]:
     )
     with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
         running: dict[str, Any] = {}
+        titles: dict[str, str] = {}
         ended = _stages()
 
         def show(event: Event) -> None:
             line = ended(event)
             if event.kind == "stage-start":
-                running[event.name] = progress.add_task(event.text or event.name, total=None)
+                titles[event.name] = event.text or event.name
+                running[event.name] = progress.add_task(titles[event.name], total=None)
             elif event.kind == "progress" and event.name in running:
-                progress.update(running[event.name], total=1.0, completed=event.fraction or 0.0)
+                progress.update(
+                    running[event.name],
+                    total=1.0,
+                    completed=event.fraction or 0.0,
+                    description=_standing(titles[event.name], event),
+                )
             elif event.kind == "stage-end" and event.name in running:
                 progress.remove_task(running.pop(event.name))
                 progress.refresh()
@@ -134,13 +143,28 @@ def _live() -> Iterator[Sink]:
 
 
 def _plain() -> Sink:
+    """Lines for logs; a stage that tells its progress leaves one every half minute."""
     ended = _stages()
+    titles: dict[str, str] = {}
+    told: dict[str, float] = {}
 
     def show(event: Event) -> None:
+        now = time.perf_counter()
+        if event.kind == "stage-start":
+            titles[event.name], told[event.name] = event.text or event.name, now
+        elif event.kind == "progress" and now - told.get(event.name, now) >= _TELL_SECONDS:
+            told[event.name] = now
+            done = format_percent(event.fraction or 0.0, 0)
+            typer.echo(f"  {_standing(titles[event.name], event)} ({done})")
         for line in ended(event):
             typer.echo(line)
 
     return show
+
+
+def _standing(title: str, event: Event) -> str:
+    """A stage's title, and where it stands if the event says so."""
+    return f"{title}: {event.text}" if event.text and event.text != title else title
 
 
 def _stages() -> Any:

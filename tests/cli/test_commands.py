@@ -186,6 +186,24 @@ def test_stages_become_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_log_gets_a_line_of_progress_every_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(render.time, "perf_counter", lambda: now[0])
+    with render.watching(json=False) as on_event:
+        on_event(Event("stage-start", "compress", "applying x"))
+        for step, now[0] in enumerate((10.0, 31.0, 40.0, 62.0), start=1):
+            text = f"step {step} of 8, loss 0.5"
+            on_event(Event("progress", "compress", text, fraction=step / 8))
+        on_event(Event("stage-end", "compress", "applying x", seconds=70.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "  applying x: step 2 of 8, loss 0.5 (25 %)",
+        "  applying x: step 4 of 8, loss 0.5 (50 %)",
+        "✓ applying x  (70 s)",
+    ]
+
+
 def test_json_keeps_what_others_print_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     with render.watching(json=True) as on_event:
         print("a library chats")  # noqa: T201
