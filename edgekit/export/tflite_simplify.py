@@ -33,7 +33,7 @@ from edgekit.export.tflite_graph import (
 )
 
 # Operators that work element by element, or within the last axis.
-_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX", "GELU", "LOGISTIC", "RELU", "TANH"}
+_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX", "GELU", "LOGISTIC", "RELU", "TANH", "MAXIMUM", "MINIMUM"}
 
 
 def simplify(graph: Graph) -> None:

@@ -12,6 +12,9 @@ from here, so that what was trained is what ships. Rules:
 onnxruntime and ai-edge-quantizer have the same grid; torchao's default divides by 127.5.
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,3 +59,53 @@ def _along(scales: Float32, ndim: int, axis: int) -> Float32:
     shape = [1] * ndim
     shape[axis] = -1
     return scales.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers of an activation: a value is ``(integer - zero) * scale``.
+
+    Integers run from -2^(bits-1) to 2^(bits-1) - 1, all of them. A uint8 file holds the same
+    integers plus 128.
+    """
+
+    scale: float
+    zero: int
+    bits: int = 8
+
+    @property
+    def lowest(self) -> int:
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest number that it holds."""
+        return (self.lowest - self.zero) * self.scale, (self.highest - self.zero) * self.scale
+
+
+def activation_grid(low: float, high: float, bits: int = 8) -> Grid:
+    """The grid of numbers from ``low`` to ``high`` (Jacob et al. 2018, arXiv 1712.05877).
+
+    8 bits: affine; the range is widened to hold zero, and zero is one of its integers. 16 bits:
+    symmetric with zero 0, as TFLite's 16x8 kernels ask. Raises ModelError when the range is
+    empty, infinite or NaN.
+    """
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)) or high - low < _NOTHING:
+        raise ModelError(f"a range from {low:g} to {high:g} has no grid; calibrate on other texts")
+    if bits == 16:
+        return Grid(float(np.float32(max(-low, high) / 32767)), 0, bits)
+    steps = 2**bits - 1
+    scale = float(np.float32((high - low) / steps))
+    zero = round(-(2 ** (bits - 1)) - low / scale)
+    return Grid(scale, min(max(zero, -(2 ** (bits - 1))), 2 ** (bits - 1) - 1), bits)
+
+
+def quantize_activation(values: Float32, grid: Grid) -> npt.NDArray[np.int32]:
+    """Integers of ``values``; what is beyond the grid takes its ends."""
+    steps = np.rint(values / np.float32(grid.scale)) + grid.zero
+    return np.clip(steps, grid.lowest, grid.highest).astype(np.int32)

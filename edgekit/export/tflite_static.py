@@ -1,0 +1,408 @@
+"""Static int8 in TFLite: integers in the file, and integers between its operators.
+
+Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp to plus and minus
+2^20 and a number stands behind each value that is an integer. Rules:
+
+1. An operator with an integer kernel (``_VERSIONS``) whose inputs are integers and whose output is
+   marked writes integers; a product scaled by a number or put through a ReLU does that itself.
+2. Operators that only move numbers move integers, on their input's grid.
+3. All else takes floats (DEQUANTIZE) and gives floats; a mark behind it is a QUANTIZE.
+4. A product's weight: int8, a scale for each output channel; its bias int32 on the scale of state
+   times weight. tflite-runtime before 2.17 has one scale for a FULLY_CONNECTED's weight and reads
+   no other: ``per_tensor`` is for those.
+5. Tables are int8 on one scale, and rows leave them as integers.
+6. The outputs are float, unless ``integer_ends``: then inputs and outputs are int8 as well.
+7. 16 bits (``int16x8``): activations int16 on zero point 0, biases int64, weights as in 4.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import ExportError
+from edgekit.export.tflite_graph import (
+    Bytes,
+    Graph,
+    Operator,
+    Program,
+    Tensor,
+    constant,
+    operator,
+    schema,
+    type_name,
+)
+from edgekit.steps.quantize.fake import MARK
+from edgekit.steps.quantize.grid import Float32, Grid, Int8, int8_scales, quantize_int8
+
+# Operators with kernels for int8 and for int16, and the versions that those ask for
+# (op_version.cc in TensorFlow).
+_VERSIONS = {
+    "ADD": (2, 2),
+    "BATCH_MATMUL": (2, 3),
+    "CONV_2D": (3, 4),
+    "DEPTHWISE_CONV_2D": (3, 5),
+    "FULLY_CONNECTED": (4, 7),
+    "GELU": (2, 2),
+    "LOGISTIC": (2, 3),
+    "MEAN": (2, 3),
+    "SOFTMAX": (2, 3),
+    "TANH": (2, 3),
+}
+_MOVING = {
+    "RESHAPE": (1, 1),
+    "TRANSPOSE": (2, 4),
+    "SLICE": (2, 4),
+    "STRIDED_SLICE": (2, 4),
+    "EXPAND_DIMS": (1, 1),
+    "SQUEEZE": (1, 1),
+    "PAD": (2, 3),
+    "MAX_POOL_2D": (2, 3),
+}
+_PRODUCTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+_RELUS = {"RELU": 1, "RELU6": 3}  # and their numbers as fused activations
+_PER_CHANNEL_FULLY_CONNECTED = 12
+_EMBEDDING_LOOKUP_INT8 = 3
+_DEQUANTIZE_INT8, _DEQUANTIZE_INT16 = 2, 3
+_FEW = 64  # a constant of fewer numbers is no table
+
+
+def quantize_static(
+    program: Program,
+    grids: Sequence[Grid],
+    tables: Mapping[str, float],
+    *,
+    per_tensor: bool = False,
+    integer_ends: bool = False,
+) -> None:
+    """Rewrite ``program`` in place by the rules above.
+
+    grids: of each mark, by its number. tables: the scale of each table by its name; one that is
+    not named has the scale of its largest number. Raises ExportError when a mark is lost.
+    """
+    weights = _Weights(dict(tables), per_tensor)
+    for graph in program.graphs:
+        made = _Rewriting(graph, grids, weights, integer_ends)
+        graph.operators = made.operators
+        if integer_ends:
+            made.narrow_ends(program)
+
+
+class _Weights:
+    """The integers of each constant, made once however many graphs hold it."""
+
+    def __init__(self, tables: Mapping[str, float], per_tensor: bool) -> None:
+        self.tables, self.per_tensor = tables, per_tensor
+        # The float bytes are kept as well: while they live, their id is theirs alone.
+        self._made: dict[tuple[int, str], tuple[Bytes, Int8, Float32]] = {}
+
+    def product(self, weight: Tensor, kind: str) -> tuple[Int8, Float32]:
+        """Integers, and a scale for each output channel, or one for all."""
+        values = weight.values()
+        if kind == "FULLY_CONNECTED" and self.per_tensor:
+            flat, scale = self._once(weight, "one", values.reshape(1, -1), 0)
+            return flat.reshape(values.shape), scale
+        return self._once(weight, kind, values, _PRODUCTS[kind])
+
+    def table(self, table: Tensor) -> tuple[Int8, Float32]:
+        """Integers on one scale."""
+        values = table.values()
+        known = self.tables.get(table.name)
+        if known is None:
+            known = float(int8_scales(values.reshape(1, -1))[0])
+        assert table.data is not None
+        key = id(table.data), f"table {known}"
+        if key not in self._made:
+            integers = np.clip(np.rint(values / np.float32(known)), -127, 127).astype(np.int8)
+            self._made[key] = table.data, integers, np.array([known], np.float32)
+        return self._made[key][1:]
+
+    def _once(
+        self, weight: Tensor, kind: str, values: Float32, axis: int
+    ) -> tuple[Int8, Float32]:
+        assert weight.data is not None
+        key = id(weight.data), kind
+        if key not in self._made:
+            self._made[key] = weight.data, *quantize_int8(values, axis)
+        return self._made[key][1:]
+
+
+class _Rewriting:
+    """One graph while it is being rewritten."""
+
+    def __init__(
+        self, graph: Graph, grids: Sequence[Grid], weights: _Weights, integer_ends: bool
+    ) -> None:
+        self.graph, self.grids, self.weights = graph, grids, weights
+        self.operators: list[Operator] = []
+        self.readers: dict[int, list[Operator]] = {}
+        for op in graph.operators:
+            for tensor in op.inputs:
+                if tensor is not None:
+                    self.readers.setdefault(id(tensor), []).append(op)
+        # A mark's clamp: what goes in, by what comes out behind both of its operators.
+        self.marks: dict[int, tuple[int, Tensor]] = {}
+        self.done: set[int] = set()
+        self._find_marks()
+        # Of each value of the old graph: its integers, and whether they were widened already.
+        self.integers: dict[int, tuple[Tensor, Grid]] = {}
+        self.widened: set[int] = set()
+        for tensor in graph.inputs:
+            self._mark(tensor)
+        for op in graph.operators:
+            if id(op) not in self.done:
+                self._rewrite(op)
+        if not integer_ends:
+            for tensor in graph.outputs:
+                self._wide(tensor)
+
+    def narrow_ends(self, program: Program) -> None:
+        """Rule 6: the ends of the graph are the integers themselves."""
+        graph = self.graph
+        swap: dict[int, Tensor] = {}
+        for op in list(self.operators):
+            if op.kernel.name == "QUANTIZE" and any(op.inputs[0] is t for t in graph.inputs):
+                assert op.inputs[0] is not None
+                swap[id(op.inputs[0])] = op.outputs[0]
+                self.operators.remove(op)
+        graph.operators = self.operators
+        graph.inputs = [swap.get(id(tensor), tensor) for tensor in graph.inputs]
+        ends = {id(t): self.integers[id(t)][0] for t in graph.outputs if id(t) in self.integers}
+        graph.outputs = [ends.get(id(tensor), tensor) for tensor in graph.outputs]
+        for signature in program.signatures:
+            if signature.graph is graph:
+                signature.inputs = {n: swap.get(id(t), t) for n, t in signature.inputs.items()}
+                signature.outputs = {n: ends.get(id(t), t) for n, t in signature.outputs.items()}
+
+    def _find_marks(self) -> None:
+        for op in self.graph.operators:
+            number = _mark_number(op, "MAXIMUM")
+            if number is None:
+                continue
+            (inner,) = self.readers[id(op.outputs[0])]
+            if _mark_number(inner, "MINIMUM") != number:
+                raise ExportError("the converter has torn a mark apart; choose int8-dynamic")
+            value = op.inputs[0]
+            assert value is not None
+            self.marks[id(value)] = number, inner.outputs[0]
+            self.done |= {id(op), id(inner)}
+
+    def _rewrite(self, op: Operator) -> None:
+        if op.kernel.name == "EMBEDDING_LOOKUP" and _is_table(op.inputs[1]):
+            self._look_up(op)
+        elif op.kernel.name in _MOVING and self._moves_integers(op):
+            self._move(op)
+        elif not self._integer(op):
+            self._float(op)
+
+    def _moves_integers(self, op: Operator) -> bool:
+        state = op.inputs[0]
+        if state is not None and _is_table(state):
+            self._constant(state)
+        return id(state) in self.integers
+
+    def _move(self, op: Operator) -> None:
+        """Rule 2."""
+        state, grid = self.integers[id(op.inputs[0])]
+        output = self._made(op.outputs[0], grid)
+        version = _MOVING[op.kernel.name][grid.bits == 16]
+        made = operator(op.kernel.name, [state, *op.inputs[1:]], [output], version=version)
+        made.fields = op.fields
+        self.operators.append(made)
+        self._settle(op.outputs[0], output, grid)
+
+    def _look_up(self, op: Operator) -> None:
+        """Rule 5."""
+        ids, table = op.inputs
+        assert table is not None
+        stored, grid = self._constant(table)
+        output = self._made(op.outputs[0], grid)
+        inputs = [ids, stored]
+        version = _EMBEDDING_LOOKUP_INT8
+        self.operators.append(operator("EMBEDDING_LOOKUP", inputs, [output], version=version))
+        self._settle(op.outputs[0], output, grid)
+
+    def _constant(self, table: Tensor) -> tuple[Tensor, Grid]:
+        if id(table) not in self.integers:
+            integers, scales = self.weights.table(table)
+            grid = Grid(float(scales[0]), 0)
+            stored = constant(table.name, integers, _on_grid(None, scales, 0))
+            self.integers[id(table)] = stored, grid
+        return self.integers[id(table)]
+
+    def _integer(self, op: Operator) -> bool:
+        """Rule 1: whether the operator writes integers now."""
+        kind = op.kernel.name
+        if kind not in _VERSIONS:
+            return False
+        product = kind in _PRODUCTS
+        operands = [t for t in (op.inputs[:1] if product else op.inputs) if t is not None]
+        if kind == "MEAN":
+            operands = operands[:1]
+        if product and (len(op.inputs) < 2 or not _is_float_constant(op.inputs[1])):
+            return False
+        tail = self._tail(op.outputs[0], product)
+        if tail is None:
+            return False
+        for operand in operands:
+            if id(operand) not in self.integers and _is_table(operand):
+                self._constant(operand)
+        if any(id(operand) not in self.integers for operand in operands):
+            return False
+        mark, factor, activation, passed = tail
+        number, marked = self.marks[id(mark)]
+        grid = self.grids[number]
+        self.done |= passed
+        output = self._made(marked, grid)
+        inputs: list[Tensor | None] = [
+            self.integers[id(t)][0] if id(t) in self.integers else t for t in op.inputs
+        ]
+        version = _VERSIONS[kind][grid.bits == 16]
+        if product:
+            inputs[1:], per_channel = self._product(op, factor)
+            if kind == "FULLY_CONNECTED" and per_channel:
+                version = _PER_CHANNEL_FULLY_CONNECTED
+        made = operator(kind, inputs, [output], version=version)
+        made.fields = copy.copy(op.fields)
+        if activation:
+            made.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
+            made.fields.builtinOptions.fusedActivationFunction = activation
+        self.operators.append(made)
+        self._settle(mark, output, grid)
+        self._settle(marked, output, grid)
+        return True
+
+    def _tail(
+        self, output: Tensor, product: bool
+    ) -> tuple[Tensor, float, int, set[int]] | None:
+        """The value whose mark an operator writes to; the factor and ReLU before it.
+
+        Also the operators that go into the kernel. ``None`` when somebody reads a float.
+        """
+        factor, activation, passed = 1.0, 0, set()
+        while True:
+            readers = self.readers.get(id(output), [])
+            if len(readers) != 1:
+                return None
+            if id(output) in self.marks:
+                return output, factor, activation, passed
+            (reader,) = readers
+            scaling = _scaling(reader, output)
+            if product and scaling is not None and not activation:
+                factor *= scaling
+            elif product and reader.kernel.name in _RELUS and not activation:
+                activation = _RELUS[reader.kernel.name]
+            else:
+                return None
+            passed.add(id(reader))
+            output = reader.outputs[0]
+
+    def _product(self, op: Operator, factor: float) -> tuple[list[Tensor | None], bool]:
+        """Weight and bias by rule 4, with the factor in their scales."""
+        state, weight, *rest = op.inputs
+        assert weight is not None and state is not None
+        _, grid = self.integers[id(state)]
+        integers, scales = self.weights.product(weight, op.kernel.name)
+        scales = (scales * np.float32(factor)).astype(np.float32)
+        axis = _PRODUCTS[op.kernel.name]
+        stored = constant(weight.name, integers, _on_grid(None, scales, 0, axis))
+        bias = rest[0] if rest else None
+        if bias is None:
+            return [stored, None], len(scales) > 1
+        steps = np.float64(grid.scale) * scales.astype(np.float64)
+        whole = np.rint(bias.values().astype(np.float64) * factor / steps)
+        wide = grid.bits == 16
+        limit = 2 ** (39 if wide else 31) - 1
+        whole = np.clip(whole, -limit, limit).astype(np.int64 if wide else np.int32)
+        fields = _on_grid(None, steps.astype(np.float32), 0)
+        return [stored, constant(bias.name, whole, fields)], len(scales) > 1
+
+    def _float(self, op: Operator) -> None:
+        """Rule 3."""
+        inputs = [None if tensor is None else self._wide(tensor) for tensor in op.inputs]
+        self.operators.append(Operator(op.kernel, inputs, op.outputs, op.fields))
+        for output in op.outputs:
+            self._mark(output)
+
+    def _mark(self, value: Tensor) -> None:
+        """A QUANTIZE behind a float that is marked."""
+        if id(value) not in self.marks:
+            return
+        number, marked = self.marks[id(value)]
+        output = self._made(marked, self.grids[number])
+        self.operators.append(operator("QUANTIZE", [value], [output]))
+        self._settle(marked, output, self.grids[number])
+
+    def _settle(self, value: Tensor, integers: Tensor, grid: Grid) -> None:
+        """``value`` is these integers from now on; a mark behind it is another grid."""
+        self.integers[id(value)] = integers, grid
+        if id(value) in self.marks:
+            number, marked = self.marks[id(value)]
+            if self.grids[number] == grid:
+                self.integers[id(marked)] = integers, grid
+            elif id(marked) not in self.integers:
+                output = self._made(marked, self.grids[number])
+                self.operators.append(operator("QUANTIZE", [integers], [output], version=2))
+                self.integers[id(marked)] = output, self.grids[number]
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        """The floats of a value of the old graph: itself, behind a DEQUANTIZE where need be."""
+        if id(tensor) in self.integers and id(tensor) not in self.widened and tensor.data is None:
+            stored, grid = self.integers[id(tensor)]
+            version = _DEQUANTIZE_INT16 if grid.bits == 16 else _DEQUANTIZE_INT8
+            self.operators.append(operator("DEQUANTIZE", [stored], [tensor], version=version))
+            self.widened.add(id(tensor))
+        return tensor
+
+    def _made(self, like: Tensor, grid: Grid) -> Tensor:
+        """A new value on a grid, of the shape of ``like``."""
+        kind = schema().TensorType.INT16 if grid.bits == 16 else schema().TensorType.INT8
+        fields = _on_grid(like.fields, np.array([grid.scale], np.float32), grid.zero)
+        return Tensor(f"{like.name}.int{grid.bits}", kind, like.shape, fields=fields)
+
+
+def _mark_number(op: Operator, kind: str) -> int | None:
+    """The number of the mark that an operator is one half of."""
+    if op.kernel.name != kind or len(op.inputs) != 2 or op.inputs[1] is None:
+        return None
+    limit = op.inputs[1]
+    if limit.data is None or type_name(limit.type) != "float32" or limit.values().size != 1:
+        return None
+    value = abs(float(limit.values().reshape(-1)[0]))
+    return int(value) - MARK if MARK <= value < 2 * MARK else None
+
+
+def _scaling(op: Operator, value: Tensor) -> float | None:
+    """The positive number that an operator multiplies ``value`` by."""
+    if op.kernel.name != "MUL" or op.inputs[0] is not value or op.inputs[1] is None:
+        return None
+    factor = op.inputs[1]
+    if factor.data is None or type_name(factor.type) != "float32" or factor.values().size != 1:
+        return None
+    number = float(factor.values().reshape(-1)[0])
+    return number if number > 0 else None
+
+
+def _is_float_constant(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.data is not None and type_name(tensor.type) == "float32"
+
+
+def _is_table(tensor: Tensor | None) -> bool:
+    return (
+        tensor is not None
+        and _is_float_constant(tensor)
+        and int(np.prod(tensor.shape, dtype=np.int64)) >= _FEW
+    )
+
+
+def _on_grid(like: Any, scales: Float32, zero: int, axis: int = 0) -> Any:
+    """Schema fields that say which numbers the integers are; the rest as in ``like``."""
+    fields = schema().TensorT() if like is None else copy.copy(like)
+    fields.quantization = schema().QuantizationParametersT()
+    fields.quantization.scale = np.asarray(scales, np.float32)
+    fields.quantization.zeroPoint = np.full(len(scales), zero, np.int64)
+    fields.quantization.quantizedDimension = axis
+    return fields

@@ -1,0 +1,142 @@
+"""Rounding in training as the file will round: straight-through fake quantization.
+
+Gradients pass through the rounding (Bengio et al. 2013, arXiv 1308.3432); a number beyond its
+range has none, and moves the end of the range instead where ranges are learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.steps.quantize.grid import LARGEST, Grid, activation_grid
+
+Mode = Literal["off", "watch", "fake", "mark"]
+
+# A marked point is a clamp to plus and minus this and its number: no number is beyond, so that
+# nothing changes, and both exporters keep clamps.
+MARK = 2**20
+
+
+class Point(nn.Module):
+    """One tensor that the file holds as integers (see ``points``).
+
+    off: numbers pass. watch: they pass and ``watch`` sees them. fake: they are rounded to the
+    grid. mark: they pass through a clamp that tells a writer the point's number.
+    """
+
+    def __init__(self, number: int, fixed: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.number, self.fixed = number, fixed
+        self.mode: Mode = "off"
+        self.bits = 8
+        self.scores = False
+        self.watch: Any = None
+        self.low = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.high = nn.Parameter(torch.zeros(()), requires_grad=False)
+        if fixed is not None:
+            self.set_range(*fixed)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return float(self.low), float(self.high)
+
+    @property
+    def grid(self) -> Grid:
+        return activation_grid(*self.range, self.bits)
+
+    def set_range(self, low: float, high: float) -> None:
+        with torch.no_grad():
+            self.low.fill_(low)
+            self.high.fill_(high)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.mode == "watch":
+            self.watch(self, values.detach())
+        elif self.mode == "mark":
+            return torch.clamp(values, -float(MARK + self.number), float(MARK + self.number))
+        elif self.mode == "fake":
+            rounded: Tensor = _Round.apply(values, self.low, self.high, self.grid)
+            return rounded
+        return values
+
+
+class Weight(nn.Module):
+    """A product's weight on its grid: a scale for each output channel (the first axis)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode: Mode = "off"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.mode != "fake":
+            return weight
+        amax = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+        rounded: Tensor = _Snap.apply(weight, _scale(amax))
+        return rounded
+
+
+class Table(nn.Module):
+    """A table on its grid: one scale for all of it. ``rows``: those that were looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode: Mode = "off"
+
+    def forward(self, rows: Tensor, table: Tensor | None = None) -> Tensor:
+        if self.mode != "fake":
+            return rows
+        whole = (rows if table is None else table).detach()
+        amax = torch.maximum(whole.max(), -whole.min())
+        rounded: Tensor = _Snap.apply(rows, _scale(amax))
+        return rounded
+
+
+def _scale(amax: Tensor) -> Tensor:
+    return torch.where(amax < 1e-30, 1.0, amax / LARGEST)
+
+
+class _Snap(torch.autograd.Function):
+    """Symmetric rounding of weights; the gradient is that of the weight itself."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        return (weight / scale).round_().clamp_(-LARGEST, LARGEST).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient, None
+
+
+class _Round(torch.autograd.Function):
+    """Rounding of activations, with gradients for the ends of the range.
+
+    The gradient of the scale is that of learned step sizes (Esser et al. 2020, LSQ, arXiv
+    1902.08153): the rounding error inside the range, the end itself outside.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, values: Tensor, low: Tensor, high: Tensor, grid: Grid
+    ) -> Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(
+            values, grid.scale, grid.zero, grid.lowest, grid.highest
+        )
+        ctx.save_for_backward(values, rounded)
+        ctx.grid = grid
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        values, rounded = ctx.saved_tensors
+        least, most = ctx.grid.range
+        below, above = values < least, values > most
+        inside = gradient.masked_fill(below | above, 0.0)
+        low = high = None
+        if ctx.needs_input_grad[1]:
+            error = (inside * (rounded - values)).sum() / (most - least)
+            low = gradient[below].sum() - error
+            high = gradient[above].sum() + error
+        return inside, low, high, None

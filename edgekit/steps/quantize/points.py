@@ -1,0 +1,387 @@
+"""Where a model's arithmetic is integer: the tensors that an int8 file holds as integers.
+
+The clean forward is traced once, and a ``Point`` is put behind each value that the file will hold
+on a grid. A point lets numbers pass, watches them, rounds them as the file will, or marks the
+place for a writer. So calibration, training and both writers speak of the same tensors.
+
+Rules:
+
+1. An operator with an integer kernel in both runtimes (``_INTEGER``) reads integers and writes
+   integers: a point stands behind it, and behind each input that is not on a grid already.
+2. Operators that only move numbers (``_MOVING``) keep their input's grid.
+3. All else stays float, between a dequantize and a quantize: the float islands of the file.
+   Norms are islands on purpose, with the sum before them: the variance of a state does not fit 8
+   bits, and one channel of a sum may be 200 times as large as the others (MiniLM's is).
+4. A product that is only scaled by a number, or only put through a ReLU, has its point behind
+   that: the kernel does both at once.
+5. Softmax, tanh and sigmoid write the grid that TFLite's kernels ask for: 1/256 from 0, 1/128
+   around 0, 1/256 from 0.
+6. The input of a softmax holds each row's largest score less ten: what is lower weighs less than
+   5e-5, and a mask's -100 would take most of the grid (see ``masked_score``).
+7. Weights of products: symmetric, a scale for each output channel. Tables: one scale for all,
+   because their rows leave the table as integers.
+8. A batch norm behind a convolution is folded into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.steps.quantize.fake import Mode, Point, Table, Weight
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+
+_PRODUCTS = {
+    _aten.linear.default: 0,
+    _aten.conv1d.default: 0,
+    _aten.conv2d.default: 0,
+}
+_RELUS = (_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default)
+_SUMS = (_aten.add.Tensor, _aten.add_.Tensor)
+_PAIRS = (_aten.matmul.default, _aten.bmm.default, *_SUMS)
+_ISLANDS = (_aten.layer_norm.default, _aten.group_norm.default)
+_FIXED = {
+    _aten.softmax.int: (0.0, 255 / 256),
+    _aten._softmax.default: (0.0, 255 / 256),
+    _aten.sigmoid.default: (0.0, 255 / 256),
+    _aten.tanh.default: (-1.0, 127 / 128),
+}
+_SOFTMAXES = (_aten.softmax.int, _aten._softmax.default)
+_INTEGER = {
+    *_PRODUCTS,
+    *_FIXED,
+    *_RELUS,
+    *_PAIRS,
+    _aten.gelu.default,
+    _aten.adaptive_avg_pool2d.default,
+}
+_MOVING = {
+    _aten.reshape.default,
+    _aten.view.default,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.flatten.using_ints,
+    _aten.slice.Tensor,
+    _aten.select.int,
+    _aten.squeeze.dim,
+    _aten.unsqueeze.default,
+    _aten.contiguous.default,
+    _aten.clone.default,
+    _aten.dropout.default,
+    _aten.max_pool2d.default,
+}
+_NORMS = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A forward with points in it. ``module`` takes what the forward took.
+
+    points: by name, in the order in which they run. weights: by the name of the parameter.
+    islands: what stays float between two points, as ``name (operator)``.
+    """
+
+    module: "GraphModule"
+    points: Mapping[str, Point]
+    weights: Mapping[str, Weight | Table]
+    islands: tuple[str, ...]
+
+    def set_mode(self, mode: Mode) -> None:
+        for part in (*self.points.values(), *self.weights.values()):
+            part.mode = mode
+
+    def set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Give the points their ranges. Raises ModelError when one has none."""
+        from edgekit.errors import ModelError
+
+        for name, point in self.points.items():
+            if name not in ranges and point.fixed is None:
+                raise ModelError(
+                    f"the model has no range for {name}; calibrate it, or train it again "
+                    "with this version"
+                )
+            if point.fixed is None:
+                point.set_range(*ranges[name])
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {name: point.range for name, point in self.points.items()}
+
+
+def trace(
+    forward: nn.Module,
+    example: Sequence[Tensor],
+    varying: Sequence[str],
+    *,
+    keep_float: Callable[[str], bool] = lambda name: False,
+) -> Traced:
+    """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
+
+    example, varying: as ``example_inputs`` gives them. keep_float: of an operator's name, whether
+    it stays float although it need not. Raises ExportError when torch cannot trace it.
+    """
+    from edgekit.errors import ExportError
+    from edgekit.export.tracing import quiet_tracing, root_cause
+
+    dims = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(varying)}
+    with quiet_tracing():
+        try:
+            program = torch.export.export(
+                forward, tuple(example), dynamic_shapes=tuple(dims for _ in example)
+            )
+        except Exception as error:  # the module's own code runs here, and may raise anything
+            raise ExportError(
+                f"torch cannot trace this model ({root_cause(error)}), and a static int8 file "
+                "needs that; choose --scheme int8-dynamic"
+            ) from error
+        module: Any = program.module(check_guards=False)
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is _aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+    _fold_norms(module)
+    return _Placing(module, _names(graph), keep_float).place()
+
+
+class _Placing:
+    """Puts points into one graph."""
+
+    def __init__(
+        self, module: Any, names: Mapping[Any, str], keep_float: Callable[[str], bool]
+    ) -> None:
+        self.module, self.names, self.keep_float = module, names, keep_float
+        self.on_grid: set[Any] = set()
+        self.points: dict[str, Point] = {}
+        self.nodes: dict[Any, Point] = {}  # the point that a call_module node is
+        self.weights: dict[str, Weight | Table] = {}
+        self.constants: dict[Any, Any] = {}  # a constant's node and the node of its grid
+        self.islands: dict[str, None] = {}
+
+    def place(self) -> Traced:
+        for node in list(self.module.graph.nodes):
+            if node.op != "call_function":
+                continue
+            if node.target is _aten.embedding.default:
+                self._look_up(node)
+            elif node.target in _MOVING:
+                if node.args[0] in self.on_grid:
+                    self.on_grid.add(node)
+            elif self._is_integer(node):
+                self._integer(node)
+        self._find_islands()
+        self.module.graph.lint()
+        self.module.recompile()
+        ordered = [self.nodes[n] for n in self.module.graph.nodes if n in self.nodes]
+        names = {id(point): name for name, point in self.points.items()}
+        points = {names[id(point)]: point for point in ordered}
+        return Traced(self.module, points, self.weights, tuple(self.islands))
+
+    def _is_integer(self, node: Node) -> bool:
+        if node.target not in _INTEGER or self.keep_float(self.names[node]):
+            return False
+        if node.target in _SUMS:
+            user = _only_user(node)
+            for_norm = user is not None and user.target in _ISLANDS
+            both = all(_is_tensor(arg) for arg in node.args[:2])
+            return both and not for_norm and node.kwargs.get("alpha", 1) == 1
+        if node.target in (_aten.hardtanh.default, _aten.hardtanh_.default):
+            return tuple(node.args[1:]) == (0.0, 6.0)
+        return True
+
+    def _integer(self, node: Node) -> None:
+        """Rule 1."""
+        for place, operand in enumerate(node.args[: 2 if node.target in _PAIRS else 1]):
+            # A product's result that goes on to a ReLU is not written (rule 4).
+            if node.target in _RELUS and _only_use(operand) and operand.target in _INTEGER:
+                continue
+            node.update_arg(place, self._quantized(operand))
+        if node.target in _PRODUCTS:
+            node.update_arg(1, self._weight(node.args[1]))
+        if node.target in _SOFTMAXES:
+            self._holds_scores(node.args[0])
+        last = node
+        user = _only_user(node)
+        if user is not None and node.target in _PRODUCTS and _is_scaling(user, node):
+            last, user = user, _only_user(user)
+        if user is not None and user.target in _RELUS and self._is_integer(user):
+            return
+        self._point(last, self.names[node], _FIXED.get(node.target))
+
+    def _quantized(self, operand: Any) -> Any:
+        """The operand on a grid: as it is, a table, or behind a new point."""
+        if operand in self.on_grid:
+            return operand
+        constant = _constant_behind(operand)
+        if constant is not None:
+            self._table(constant)
+            return operand
+        named = self.names.get(operand, operand.name)
+        return self._point(operand, f"{named}.input" if operand.op == "placeholder" else named)
+
+    def _point(
+        self, node: Any, name: str, fixed: tuple[float, float] | None = None
+    ) -> Any:
+        """A point behind ``node`` for all that read it."""
+        unique, number = name, 1
+        while unique in self.points:
+            number += 1
+            unique = f"{name}.{number}"
+        point = Point(number=len(self.points), fixed=fixed)
+        self.points[unique] = point
+        return self._insert(node, f"point_{point.number}", point)
+
+    def _insert(self, node: Any, attribute: str, part: nn.Module, *others: Any) -> Any:
+        self.module.add_submodule(attribute, part)
+        with self.module.graph.inserting_after(node):
+            made = self.module.graph.call_module(attribute)
+        node.replace_all_uses_with(made)
+        made.args = (node, *others)
+        made.meta = dict(node.meta)
+        self.on_grid.add(made)
+        if isinstance(part, Point):
+            self.nodes[made] = part
+        return made
+
+    def _weight(self, constant: Any) -> Any:
+        """Rule 7 for products; a weight that two products share has one grid."""
+        if constant not in self.constants:
+            part = Weight()
+            self.weights[constant.target] = part
+            self.constants[constant] = self._insert(
+                constant, f"weight_{len(self.weights)}", part
+            )
+        return self.constants[constant]
+
+    def _table(self, constant: Any) -> None:
+        """Rule 7 for a table of which a slice is read."""
+        if constant in self.constants:
+            return
+        part = Table()
+        self.weights[constant.target] = part
+        made = self._insert(constant, f"weight_{len(self.weights)}", part)
+        self.constants[constant] = made
+        waiting = [made]
+        while waiting:
+            for user in waiting.pop().users:
+                if user.target in _MOVING:
+                    self.on_grid.add(user)
+                    waiting.append(user)
+
+    def _look_up(self, node: Node) -> None:
+        """Rule 7 for rows by number: they are rounded when looked up, not all of the table."""
+        constant = node.args[0]
+        if constant.op != "get_attr":
+            return
+        part = self.weights.setdefault(constant.target, Table())
+        self._insert(node, f"rows_{len(self.on_grid)}", part, constant)
+
+    def _holds_scores(self, node: Any) -> None:
+        """Rule 6."""
+        while node not in self.nodes:
+            node = node.args[0]
+        self.nodes[node].scores = True
+
+    def _find_islands(self) -> None:
+        """Rule 3, for the report: operators between points that are neither."""
+        for node in self.module.graph.nodes:
+            if node.op != "call_function" or node in self.on_grid or node.target in _MOVING:
+                continue
+            reads = any(arg in self.on_grid for arg in node.all_input_nodes)
+            if reads and node.target not in _INTEGER:
+                name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+                self.islands[f"{self.names.get(node, node.name)} ({name})"] = None
+
+
+def _is_tensor(arg: Any) -> bool:
+    return isinstance(arg, torch.fx.Node) and isinstance(arg.meta.get("val"), Tensor)
+
+
+def _only_user(node: Any) -> Any:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _only_use(node: Any) -> bool:
+    return len(node.users) == 1
+
+
+def _is_scaling(user: Any, node: Any) -> bool:
+    """Whether ``user`` multiplies ``node`` by one positive number."""
+    if user.target is not _aten.mul.Tensor or user.args[0] is not node:
+        return False
+    factor = user.args[1]
+    return isinstance(factor, int | float) and factor > 0 and math.isfinite(factor)
+
+
+def _constant_behind(node: Any) -> Any:
+    """The parameter or buffer that ``node`` is, or is a part of."""
+    while node.op == "call_function" and node.target in _MOVING:
+        node = node.args[0]
+    return node if node.op == "get_attr" else None
+
+
+def _names(graph: Any) -> dict[Any, str]:
+    """A name for each operator: its weight's, or the layer that ran before and what it does."""
+    names: dict[Any, str] = {}
+    layer = ""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        kind = str(node.target).split(".")[1]
+        weights = [a for a in node.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"]
+        if weights:
+            parts = weights[0].target.removeprefix("module.").split(".")
+            names[node] = ".".join(parts[:-1]) or parts[-1]
+            numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+            layer = ".".join(parts[: numbers[-1] + 1]) if numbers else ""
+        else:
+            names[node] = f"{layer}.{kind}" if layer else kind
+    return names
+
+
+def _fold_norms(module: Any) -> None:
+    """Rule 8, in place: the convolution takes the scale, and the norm's bias is all it adds.
+
+    The norm's own numbers become those of one that only adds its bias, so that the module that
+    the parameters are shared with goes on giving the same.
+    """
+    graph = module.graph
+    with torch.no_grad():
+        for node in list(graph.nodes):
+            if node.target not in _NORMS:
+                continue
+            product = node.args[0]
+            if product.target not in _PRODUCTS or not _only_use(product):
+                continue
+            scale, bias, mean, variance = (
+                module.get_parameter(a.target) if a.target in dict(module.named_parameters())
+                else module.get_buffer(a.target)
+                for a in node.args[1:5]
+            )
+            epsilon = next(a for a in reversed(node.args) if isinstance(a, float))
+            weight = module.get_parameter(product.args[1].target)
+            factor = scale / torch.sqrt(variance + epsilon)
+            old = product.args[2] if len(product.args) > 2 else None
+            shift = module.get_parameter(old.target) if old is not None else 0.0
+            bias.copy_(bias + (shift - mean) * factor)
+            if old is not None:
+                shift.zero_()
+            weight.mul_(factor.reshape(-1, *(1,) * (weight.ndim - 1)))
+            scale.fill_(1.0)
+            mean.zero_()
+            variance.fill_(1.0 - epsilon)
+            args = [*product.args]
+            args[2:3] = [node.args[2]]
+            with graph.inserting_before(node):
+                made = graph.call_function(product.target, tuple(args), product.kwargs)
+            made.meta = dict(node.meta)
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+            graph.erase_node(product)
