@@ -9,8 +9,11 @@ Format = Literal["onnx", "tflite", "torchscript"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "tflite": ".tflite", "torchscript": ".pt"}
 
-Scheme = Literal["fp32", "fp16", "int8-dynamic"]
-SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16", "int8-dynamic")
+Scheme = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int16x8"]
+SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8")
+
+# Those whose activations are integers of a range found beforehand.
+STATIC: tuple[Scheme, ...] = ("int8-static", "int16x8")
 
 
 @dataclass(frozen=True)

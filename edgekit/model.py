@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from edgekit.architectures import Architecture, architecture
+from edgekit.artifact import Scheme
 from edgekit.errors import ModelError
 from edgekit.parallel import parallel
 from edgekit.preprocess import (
@@ -77,13 +78,26 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """The integer grids that a model was calibrated for or trained on.
+
+    ranges: the smallest and largest number of each point (``steps/quantize/points``) by its name;
+    none on the meta device.
+    """
+
+    scheme: Scheme
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Model:
     """Immutable: a step returns a new one.
 
     module: in fp32 and eval mode; on torch's meta device when only shapes are wanted.
     problem: ``None`` for tasks that do not classify whole rows. labels: by output index; empty
     for regression, sentence-embedding and plain modules. lineage: what was done to it, a
-    sentence each. example: of a plain module, one example of each input by name.
+    sentence each. example: of a plain module, one example of each input by name. quantized: the
+    grids that it is on, for a static scheme.
     """
 
     module: "nn.Module"
@@ -94,6 +108,7 @@ class Model:
     labels: tuple[str, ...]
     lineage: tuple[str, ...] = ()
     example: "Mapping[str, torch.Tensor] | None" = None
+    quantized: Quantized | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -151,6 +166,7 @@ def load_model(
         preprocessor=None,
         labels=_labels(module.config, decided),
         lineage=tuple(record.get("lineage", ())),
+        quantized=_read_quantized(record),
     )
     if not described.reads_text:
         return replace(model, preprocessor=_image_preprocessor(folder, fields))
@@ -171,6 +187,8 @@ def save_model(model: Model, folder: Path) -> None:
     with quiet():
         module.save_pretrained(folder)
     record = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
+    if model.quantized is not None:
+        record["quantized"] = asdict(model.quantized)
     if isinstance(model.preprocessor, TextPreprocessor):
         (folder / "tokenizer.json").write_text(model.preprocessor.tokenizer_json, "utf-8")
         settings = {
@@ -252,6 +270,13 @@ def _original_forward(model: Model, inputs: "dict[str, torch.Tensor]") -> "torch
         logits: torch.Tensor = outputs.logits
         return logits
     return torch.nn.functional.normalize(outputs.last_hidden_state.mean(1), dim=-1)
+
+
+def _read_quantized(record: dict[str, Any]) -> Quantized | None:
+    found = record.get("quantized")
+    if found is None:
+        return None
+    return Quantized(found["scheme"], {k: (low, high) for k, (low, high) in found["ranges"].items()})
 
 
 def _batches(rows: Array, size: int) -> Iterator[Array]:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from edgekit.step import Step
 
 _GROUP = "edgekit.steps"
-_BUILT_IN = {"trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary"}
+_BUILT_IN = {
+    "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
+    "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact import Artifact, Scheme
+from edgekit.artifact import STATIC, Artifact, Scheme
 from edgekit.contents.onnx import (
     all_nodes,
     load_onnx,
@@ -45,11 +45,25 @@ def export_onnx(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
     Output float32 ``logits`` or ``embedding``, whatever the scheme. Raises ExportError when torch
     cannot export the module, or the file would exceed 2 GB.
     """
+    if scheme in STATIC:
+        return _write(_static(model), out / _FILE, scheme)
     forward = export_forward(model)
     proto = _trace(model, forward)
     _tidy(proto)
     _name_weights(proto.graph, forward)
     return _write(_apply(proto, scheme), out / _FILE, scheme)
+
+
+def _static(model: Model) -> "onnx.ModelProto":
+    from edgekit.export.onnx_static import quantize_static
+    from edgekit.steps.quantize.static import grids, marked, table_scales
+
+    found = marked(model)
+    proto = _trace(model, found.module)
+    _tidy(proto)
+    _name_weights(proto.graph, found.module)
+    quantize_static(proto, grids(found), table_scales(found))
+    return proto
 
 
 def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, Scheme
+from edgekit.artifact import STATIC, Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
 from edgekit.export.lengths import default_lengths
 from edgekit.export.tflite_any_length import graph_for_any_length
@@ -46,6 +46,8 @@ from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
 
 if TYPE_CHECKING:
     import torch
+
+    from edgekit.steps.quantize.points import Traced
 
 _FILE = "model.tflite"
 _ONLY = "serving_default"
@@ -70,8 +72,9 @@ def export_tflite(
     Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
+    static = _marked(model) if scheme in STATIC else None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length)
+        graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length, static)
         names = (*model.inputs, output_name(model))
         signatures = [
             Signature(
@@ -83,7 +86,22 @@ def export_tflite(
             for length, graph in graphs.items()
         ]
         program = Program(list(graphs.values()), signatures)
+        if static is not None:
+            _make_integer(program, static)
         return _write(program, out, scheme, tuple(length for length in graphs if length))
+
+
+def _marked(model: Model) -> Traced:
+    from edgekit.steps.quantize.static import marked
+
+    return marked(model, decomposed_norm=True)
+
+
+def _make_integer(program: Program, static: Traced) -> None:
+    from edgekit.export.tflite_static import quantize_static
+    from edgekit.steps.quantize.static import grids, table_scales
+
+    quantize_static(program, grids(static), table_scales(static))
 
 
 def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
@@ -105,7 +123,12 @@ def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact
 
 
 def _graphs(
-    model: Model, scratch: Path, scheme: Scheme, lengths: list[int], any_length: bool
+    model: Model,
+    scratch: Path,
+    scheme: Scheme,
+    lengths: list[int],
+    any_length: bool,
+    static: Traced | None,
 ) -> dict[int, Graph]:
     """The model's graphs by their length, 0 for one that serves any (or has none)."""
     forward = export_forward(model, decomposed_norm=True)
@@ -113,7 +136,8 @@ def _graphs(
 
     @functools.cache
     def converted(length: int) -> Graph:
-        graph = convert(forward, _samples(model, length), scratch / f"{length}.tflite")
+        traced = forward if static is None else static.module
+        graph = convert(traced, _samples(model, length), scratch / f"{length}.tflite")
         name_tensors(graph, weights)
         return graph
 
@@ -136,7 +160,7 @@ def _graphs(
             return {0: graph_for_any_length(pattern, mask)}
         pattern = shorten(pattern, lengths[-1])
     # A GPU delegate has no use for a SLICE of a constant, nor for an int8 file.
-    slices = scheme == "int8-dynamic"
+    slices = scheme in ("int8-dynamic", *STATIC)
     return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}
 
 

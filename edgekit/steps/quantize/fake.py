@@ -18,6 +18,8 @@ Mode = Literal["off", "watch", "fake", "mark"]
 # A marked point is a clamp to plus and minus this and its number: no number is beyond, so that
 # nothing changes, and both exporters keep clamps.
 MARK = 2**20
+# How much faster the end of a range moves than a weight, as a share of itself.
+_GAIN = 50.0
 
 
 class Point(nn.Module):
@@ -34,23 +36,43 @@ class Point(nn.Module):
         self.bits = 8
         self.scores = False
         self.watch: Any = None
-        self.low = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.high = nn.Parameter(torch.zeros(()), requires_grad=False)
+        # The ends of the range: where they started, times one plus how far they have moved. An
+        # optimizer moves every number alike, whatever the size of what it stands for.
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.low_move = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.high_move = nn.Parameter(torch.zeros(()), requires_grad=False)
         if fixed is not None:
             self.set_range(*fixed)
 
     @property
     def range(self) -> tuple[float, float]:
-        return float(self.low), float(self.high)
+        low, high = self._ends()
+        return float(low), float(high)
 
     @property
     def grid(self) -> Grid:
+        if self.fixed is not None and self.bits == 16:
+            return Grid(2**-15, 0, 16)
         return activation_grid(*self.range, self.bits)
 
     def set_range(self, low: float, high: float) -> None:
         with torch.no_grad():
             self.low.fill_(low)
             self.high.fill_(high)
+            self.low_move.zero_()
+            self.high_move.zero_()
+
+    def learn(self, learns: bool) -> None:
+        """Whether the range learns in training; fixed ones and those of scores never do."""
+        learns = learns and self.fixed is None and not self.scores
+        self.low_move.requires_grad_(learns)
+        self.high_move.requires_grad_(learns)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        return self.low * (1 + _GAIN * self.low_move), self.high * (1 + _GAIN * self.high_move)
 
     def forward(self, values: Tensor) -> Tensor:
         if self.mode == "watch":
@@ -58,7 +80,7 @@ class Point(nn.Module):
         elif self.mode == "mark":
             return torch.clamp(values, -float(MARK + self.number), float(MARK + self.number))
         elif self.mode == "fake":
-            rounded: Tensor = _Round.apply(values, self.low, self.high, self.grid)
+            rounded: Tensor = _Round.apply(values, *self._ends(), self.grid)
             return rounded
         return values
 

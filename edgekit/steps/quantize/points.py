@@ -99,6 +99,10 @@ class Traced:
         for part in (*self.points.values(), *self.weights.values()):
             part.mode = mode
 
+    def set_bits(self, bits: int) -> None:
+        for point in self.points.values():
+            point.bits = bits
+
     def set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Give the points their ranges. Raises ModelError when one has none."""
         from edgekit.errors import ModelError

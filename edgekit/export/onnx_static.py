@@ -1,0 +1,402 @@
+"""Static int8 in ONNX: integers in the file, and integers between its operators.
+
+Takes a graph that holds marks (see ``steps/quantize/points``): a Clip to plus and minus 2^20 and
+a number stands behind each value that is an integer. Rules:
+
+1. Values are uint8: the integers of the grid plus 128. An operator with an integer kernel
+   (``_INTEGER``) stands between DequantizeLinear and QuantizeLinear, which ONNX Runtime fuses
+   into that kernel.
+2. Operators that only move numbers move integers, on their input's grid.
+3. All else takes floats (DequantizeLinear); a mark behind it is a QuantizeLinear.
+4. MatMul with a matrix, and the Add of its bias, become a Gemm (ONNX Runtime: QGemm, with the bias
+   in int32): int8 weight, a scale for each output channel. More than two dimensions are reshaped
+   before and after. A positive number that scales the product goes into weight and bias.
+5. Conv: int8 filter, a scale for each output channel; bias int32.
+6. Tables are int8 on one scale, and rows leave them as integers.
+7. 7 bits a weight (``reduced``) for instruction sets that add two products in 16 bits and
+   saturate: AVX2 and AVX-512 without VNNI.
+8. Only operators of the ONNX standard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.contents.onnx import subgraphs
+from edgekit.errors import ExportError
+from edgekit.steps.quantize.fake import MARK
+from edgekit.steps.quantize.grid import Grid, int8_scales, quantize_int8
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray[Any, Any]
+
+_INTEGER = {"Add", "MatMul", "Softmax", "Sigmoid", "GlobalAveragePool"}
+_MOVING = {
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Slice",
+    "Gather",
+    "Squeeze",
+    "Unsqueeze",
+    "Identity",
+    "MaxPool",
+}
+_FEW = 64  # a constant of fewer numbers is no table
+_OFFSET = 128  # a uint8 is the integer of the grid plus this
+
+
+def quantize_static(
+    model: onnx.ModelProto, grids: Sequence[Grid], tables: Mapping[str, float]
+) -> None:
+    """Rewrite ``model`` in place by the rules above.
+
+    grids: of each mark, by its number. tables: the scale of each table by its name; one that is
+    not named has the scale of its largest number. Raises ExportError when a mark is lost.
+    """
+    import onnx
+
+    graph = model.graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    rewriting = _Rewriting(graph, constants, grids, tables)
+    rewriting.run()
+    used = set(_used_names(graph, rewriting.nodes))
+    del graph.node[:]
+    graph.node.extend(rewriting.nodes)
+    del graph.initializer[:]
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+        for name, array in rewriting.constants.items()
+        if name in used
+    )
+
+
+class _Rewriting:
+    """A graph while it is being rewritten.
+
+    integers: of each value of the old graph that has them, the name of its integers and the
+    names of their scale and zero point. widened: the name of its floats, where it has integers.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        constants: dict[str, Array],
+        grids: Sequence[Grid],
+        tables: Mapping[str, float],
+    ) -> None:
+        self.graph, self.constants, self.grids, self.tables = graph, constants, grids, tables
+        self.nodes: list[onnx.NodeProto] = []
+        self.integers: dict[str, tuple[str, Grid, str]] = {}
+        self.widened: set[str] = set()
+        self.done: set[int] = set()
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        self.marks: dict[str, tuple[int, str]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        for value in graph.output:
+            self.readers.setdefault(value.name, []).append(value)  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        for node in self.graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                import onnx
+
+                self.constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+                self.done.add(id(node))
+        for node in self.graph.node:
+            number = self._mark_number(node)
+            if number is not None:
+                self.marks[node.input[0]] = number, node.output[0]
+                self.done.add(id(node))
+        for value in self.graph.input:
+            self._mark(value.name)
+        for node in self.graph.node:
+            if id(node) in self.done:
+                continue
+            moves = node.op_type in _MOVING and self._moves_integers(node)
+            if moves:
+                self._move(node)
+            elif not (self._product(node) or self._integer(node)):
+                self._float(node)
+        for value in self.graph.output:
+            self._wide(value.name)
+
+    def _mark_number(self, node: onnx.NodeProto) -> int | None:
+        if node.op_type != "Clip" or len(node.input) != 3:
+            return None
+        limit = self.constants.get(node.input[2])
+        if limit is None or limit.size != 1 or not MARK <= float(limit.reshape(-1)[0]) < 2 * MARK:
+            return None
+        return int(limit.reshape(-1)[0]) - MARK
+
+    def _moves_integers(self, node: onnx.NodeProto) -> bool:
+        source = node.input[0]
+        if self._is_table(source):
+            self._table(source)
+        return source in self.integers
+
+    def _move(self, node: onnx.NodeProto) -> None:
+        """Rule 2."""
+        import onnx
+
+        source, grid, kind = self.integers[node.input[0]]
+        output = node.output[0]
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        made.input[0] = source
+        made.output[0] = f"{output}.{kind}"
+        self.nodes.append(made)
+        self._settle(output, made.output[0], grid, kind)
+
+    def _integer(self, node: onnx.NodeProto) -> bool:
+        """Rule 1: whether the operator writes integers now."""
+        if node.op_type not in _INTEGER or node.output[0] not in self.marks:
+            return False
+        for name in node.input:
+            if self._is_table(name):
+                self._table(name)
+        if any(name not in self.integers for name in node.input):
+            return False
+        import onnx
+
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        made.input[:] = [self._floats(name) for name in node.input]
+        made.output[0] = f"{node.output[0]}.wide"
+        self.nodes.append(made)
+        self._quantize(made.output[0], node.output[0])
+        return True
+
+    def _product(self, node: onnx.NodeProto) -> bool:
+        """Rules 4 and 5."""
+        weight = node.input[1] if len(node.input) > 1 else ""
+        values = self.constants.get(weight)
+        if values is None or values.dtype != np.float32 or node.input[0] not in self.integers:
+            return False
+        if node.op_type not in ("MatMul", "Gemm", "Conv"):
+            return False
+        tail = self._tail(node)
+        if tail is None:
+            return False
+        mark, factor, bias, relu, passed = tail
+        self.done |= passed
+        state, grid, _ = self.integers[node.input[0]]
+        options = _attributes(node)
+        if node.op_type == "Conv":
+            matrix = values
+        else:
+            matrix = values if options.get("transB") else values.T
+        integers, scales = quantize_int8(np.ascontiguousarray(matrix))
+        scales = (scales * np.float32(factor)).astype(np.float32)
+        stem = weight if f"{weight}.int8" not in self.constants else f"{node.output[0]}.weight"
+        self.constants[f"{stem}.int8"] = integers
+        self.constants[f"{stem}.scale"] = scales
+        self._add(
+            "DequantizeLinear", [f"{stem}.int8", f"{stem}.scale"], [f"{stem}.wide"], axis=0
+        )
+        channels = len(scales)
+        total = np.zeros(channels) if bias is None else self.constants[bias].astype(np.float64)
+        total = np.broadcast_to(total.reshape(-1), channels) * factor
+        steps = np.float64(grid.scale) * scales.astype(np.float64)
+        whole = np.clip(np.rint(total / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        name = f"{node.output[0]}.bias"
+        self.constants[f"{name}.int32"] = whole
+        self.constants[f"{name}.scale"] = steps.astype(np.float32)
+        self._add(
+            "DequantizeLinear", [f"{name}.int32", f"{name}.scale"], [f"{name}.wide"], axis=0
+        )
+        result = f"{node.output[0]}.wide"
+        if node.op_type == "Conv":
+            inputs = [self._floats(node.input[0]), f"{stem}.wide", f"{name}.wide"]
+            self._add("Conv", inputs, [result], **options)
+        else:
+            rank = self._rank(node)
+            source = self._floats(node.input[0])
+            if rank != 2:
+                flat = f"{node.output[0]}.rows"
+                if f"{flat}.shape" not in self.constants:
+                    self.constants["rows.shape"] = np.array([-1, matrix.shape[1]], np.int64)
+                shape = f"rows.{matrix.shape[1]}"
+                self.constants[shape] = np.array([-1, matrix.shape[1]], np.int64)
+                self._add("Reshape", [state, shape], [flat])
+                source = self._dequantize(flat, grid, self.integers[node.input[0]][2])
+            inputs = [source, f"{stem}.wide", f"{name}.wide"]
+            self._add("Gemm", inputs, [result], transB=1)
+        if relu:
+            self._add("Relu", [result], [f"{result}.relu"])
+            result = f"{result}.relu"
+        if node.op_type == "Conv" or self._rank(node) == 2:
+            self._quantize(result, mark)
+            return True
+        self._quantize(result, mark, shaped_like=(node.input[0], channels))
+        return True
+
+    def _tail(
+        self, node: onnx.NodeProto
+    ) -> tuple[str, float, str | None, bool, set[int]] | None:
+        """The value whose mark a product writes to: through bias, a factor and a ReLU."""
+        output, factor, relu, passed = node.output[0], 1.0, False, set()
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        while True:
+            readers = self.readers.get(output, [])
+            if len(readers) != 1:
+                return None
+            if output in self.marks:
+                return output, factor, bias, relu, passed
+            reader: Any = readers[0]
+            kind = getattr(reader, "op_type", "")
+            other = self._other_constant(reader, output) if kind in ("Add", "Mul") else None
+            if kind == "Add" and other is not None and bias is None and factor == 1 and not relu:
+                bias = other
+            elif kind == "Mul" and other is not None and not relu:
+                number = self.constants[other]
+                if number.size != 1 or float(number.reshape(-1)[0]) <= 0:
+                    return None
+                factor *= float(number.reshape(-1)[0])
+            elif kind == "Relu" and not relu:
+                relu = True
+            else:
+                return None
+            passed.add(id(reader))
+            output = reader.output[0]
+
+    def _other_constant(self, node: onnx.NodeProto, known: str) -> str | None:
+        others = [name for name in node.input if name != known]
+        return others[0] if len(others) == 1 and others[0] in self.constants else None
+
+    def _rank(self, node: onnx.NodeProto) -> int:
+        """2 for a Gemm; of a MatMul's state it is not known, and reshaping costs nothing."""
+        return 2 if node.op_type == "Gemm" else 3
+
+    def _float(self, node: onnx.NodeProto) -> None:
+        """Rule 3."""
+        for name in node.input:
+            self._wide(name)
+        self.nodes.append(node)
+        for name in node.output:
+            self._mark(name)
+
+    def _mark(self, name: str) -> None:
+        if name in self.marks:
+            self._quantize(name, name)
+
+    def _quantize(
+        self, wide: str, mark: str, shaped_like: tuple[str, int] | None = None
+    ) -> None:
+        """The integers of the floats ``wide``, for what reads the mark behind ``mark``."""
+        number, marked = self.marks[mark]
+        grid = self.grids[number]
+        output = f"{marked}.uint8"
+        scale, zero = self._parameters(grid, "uint8")
+        if shaped_like is None:
+            self._add("QuantizeLinear", [wide, scale, zero], [output])
+        else:
+            # Back to the state's own shape, with another last dimension.
+            state, channels = shaped_like
+            self._add("QuantizeLinear", [wide, scale, zero], [f"{output}.rows"])
+            shape = self._shape_with(state, channels)
+            self._add("Reshape", [f"{output}.rows", shape], [output])
+        self.integers[marked] = output, grid, "uint8"
+        if mark != marked and mark not in self.integers and wide != mark:
+            self.integers[mark] = self.integers[marked]
+
+    def _shape_with(self, state: str, channels: int) -> str:
+        """The shape of ``state``, worked out when the model runs, with another last dimension."""
+        stem = f"{self.integers[state][0]}.leading"
+        if stem not in self.widened:
+            self.widened.add(stem)
+            self._add("Shape", [self.integers[state][0]], [stem], start=0, end=-1)
+        name = f"{stem}.{channels}"
+        if name not in self.widened:
+            self.widened.add(name)
+            self.constants[f"channels.{channels}"] = np.array([channels], np.int64)
+            self._add("Concat", [stem, f"channels.{channels}"], [name], axis=0)
+        return name
+
+    def _settle(self, name: str, integers: str, grid: Grid, kind: str) -> None:
+        """``name`` is these integers from now on; a mark behind it is another grid."""
+        self.integers[name] = integers, grid, kind
+        if name in self.marks:
+            number, marked = self.marks[name]
+            if self.grids[number] == grid:
+                self.integers[marked] = integers, grid, kind
+            else:
+                self._quantize(self._floats(name), name)
+
+    def _table(self, name: str) -> None:
+        """Rule 6."""
+        if name in self.integers:
+            return
+        values = self.constants[name]
+        scale = self.tables.get(name.removeprefix("module."))
+        if scale is None:
+            scale = float(int8_scales(values.reshape(1, -1))[0])
+        integers = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
+        self.constants[f"{name}.int8"] = integers
+        self.integers[name] = f"{name}.int8", Grid(scale, 0), "int8"
+
+    def _floats(self, name: str) -> str:
+        """The name of a value's floats, dequantized once for each that reads them."""
+        integers, grid, kind = self.integers[name]
+        return self._dequantize(integers, grid, kind)
+
+    def _dequantize(self, integers: str, grid: Grid, kind: str) -> str:
+        wide = f"{integers}.wide"
+        if wide not in self.widened:
+            self.widened.add(wide)
+            self._add("DequantizeLinear", [integers, *self._parameters(grid, kind)], [wide])
+        return wide
+
+    def _wide(self, name: str) -> None:
+        """Floats under the name that the old graph has for them."""
+        if name in self.integers and name not in self.widened and name not in self.constants:
+            self.widened.add(name)
+            integers, grid, kind = self.integers[name]
+            self._add("DequantizeLinear", [integers, *self._parameters(grid, kind)], [name])
+
+    def _parameters(self, grid: Grid, kind: str) -> list[str]:
+        """Names of a grid's scale and zero point, one pair for each grid."""
+        stem = f"grid.{grid.scale!r}.{grid.zero}.{kind}"
+        offset, dtype = (_OFFSET, np.uint8) if kind == "uint8" else (0, np.int8)
+        self.constants[f"{stem}.scale"] = np.array(grid.scale, np.float32)
+        self.constants[f"{stem}.zero"] = np.array(grid.zero + offset, dtype)
+        return [f"{stem}.scale", f"{stem}.zero"]
+
+    def _is_table(self, name: str) -> bool:
+        constant = self.constants.get(name)
+        return constant is not None and constant.dtype == np.float32 and constant.size >= _FEW
+
+    def _add(self, kind: str, inputs: list[str], outputs: list[str], **options: Any) -> None:
+        import onnx
+
+        name = f"{outputs[0]}.{kind}"
+        self.nodes.append(onnx.helper.make_node(kind, inputs, outputs, name, **options))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    import onnx
+
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _used_names(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> Iterator[str]:
+    """Names that nodes, those of their subgraphs, or the outputs read."""
+    yield from (value.name for value in graph.output)
+    for node in nodes:
+        yield from node.input
+        for inner in subgraphs(node):
+            yield from _used_names(inner, list(inner.node))
+
+
+def check_marks(model: onnx.ModelProto, count: int) -> None:
+    """Raise ExportError when not every mark is in the graph."""
+    found = sum(node.op_type == "Clip" for node in model.graph.node)
+    if found < count:
+        raise ExportError("torch has left marks out of the graph; choose --scheme int8-dynamic")

@@ -1,0 +1,210 @@
+"""Train a model with its arithmetic rounded as the file will round it.
+
+Jacob et al. 2018, arXiv 1712.05877; learned ranges as in LSQ (Esser et al. 2020, arXiv
+1902.08153); the recipe of Q8BERT (Zafrir et al. 2019, arXiv 1910.06188) with the float model for
+a teacher, as in Prune Once For All (Zafrir et al. 2021, arXiv 2111.05754).
+
+Rules:
+
+1. Ranges start from a calibration (``calibrate``) and learn with the weights, as a share of
+   themselves; ``ranges=frozen`` keeps them.
+2. Every point, product weight and table is rounded, and nothing else: a tensor that the runtime
+   keeps in float is left alone (see ``points``).
+3. The loss is T²·KL to the outputs of the model as it came, in float32. With ``labels`` above 0
+   and gold labels at hand, that share of it is their cross entropy. Regression and embeddings:
+   the mean squared error to the model as it came.
+4. Word and position tables do not learn: few of their rows would, and they are half of the model.
+5. What weights are zero stays zero with ``keep-zeros``: a pruned model stays pruned.
+6. In the end the weights are put on their grids.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.errors import RecipeError
+from edgekit.steps.quantize.calibrate import Method, Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.examples import Batch, Examples
+    from edgekit.model import Model
+    from edgekit.step import Context
+    from edgekit.steps.quantize.points import Traced
+
+_CALIBRATION = 512
+
+
+@dataclass(frozen=True)
+class QuantizeAwareTrain:
+    """Trains the model with its arithmetic rounded to int8, taught by itself in float.
+
+    scheme: the file's. epochs, batch, learning_rate: as usual; max_minutes: stop by then.
+    temperature: of the distillation. labels: the share of the loss that is for gold labels.
+    ranges: learned with the weights, or frozen as calibrated. calibration: how they begin.
+    keep_zeros: weights that are zero stay zero.
+    """
+
+    scheme: Scheme = "int8-static"
+    epochs: float = 2.0
+    learning_rate: float = 2e-5
+    batch: int = 32
+    temperature: float = 2.0
+    labels: float = 0.0
+    ranges: Literal["learned", "frozen"] = "learned"
+    calibration: Method = "min-max"
+    keep_zeros: bool = False
+    max_minutes: float | None = None
+
+    def requires(self, model: Model, context: Context) -> None:
+        from edgekit.steps.quantize.static import require_rows
+
+        require_rows("quantize-aware-train", model, context)
+        for name, value in (
+            ("epochs", self.epochs),
+            ("learning-rate", self.learning_rate),
+            ("batch", self.batch),
+            ("temperature", self.temperature),
+        ):
+            if not value > 0:
+                raise RecipeError(f"quantize-aware-train: {name} must be above 0, is {value:g}")
+        if not 0 <= self.labels <= 1:
+            raise RecipeError(
+                f"quantize-aware-train: labels is a share from 0 to 1, is {self.labels:g}"
+            )
+        if self.labels and (context.rows is None or context.rows.labels is None):
+            raise RecipeError(
+                "quantize-aware-train: labels is above 0 and the training rows have none; name "
+                "their column with --label"
+            )
+        if self.labels and model.problem != "single-label":
+            raise RecipeError(
+                "quantize-aware-train: labels is for single-label classification; leave it at 0"
+            )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        from edgekit.model import Quantized
+
+        if context.folder is None:
+            return replace(model, quantized=Quantized(self.scheme, {}))
+        from edgekit.steps.quantize.calibrate import draw, observed_ranges
+        from edgekit.steps.quantize.static import snap, traced
+        from edgekit.train import Training, train
+
+        made = replace(model, module=copy.deepcopy(model.module))
+        found = traced(made)
+        found.set_bits(16 if self.scheme == "int16x8" else 8)
+        context.on_progress(0.0, "calibrating")
+        encoded = draw(model, context, _CALIBRATION)
+        found.set_ranges(observed_ranges(made, found, encoded, self.calibration))
+        found.set_mode("fake")
+        self._choose_parameters(found)
+        examples = self._examples(model, context)
+        kept = _keep_zeros(found) if self.keep_zeros else []
+        report = train(
+            found.module,
+            examples,
+            self._loss(model),
+            Training(
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                batch=self.batch,
+                weight_decay=0.0,
+                max_minutes=self.max_minutes,
+                seed=context.seed,
+            ),
+            folder=context.folder / "training",
+            on_progress=context.on_progress,
+        )
+        for hook in kept:
+            hook.remove()
+        snap(found)
+        for parameter in made.module.parameters():
+            parameter.requires_grad_(True)
+        note = (
+            f"trained on the grid of {self.scheme}: {report.steps} steps, "
+            f"{report.epochs:.2f} epochs"
+        )
+        notes = (note,) if report.note is None else (note, report.note)
+        return replace(
+            made,
+            quantized=Quantized(self.scheme, found.ranges()),
+            lineage=(*model.lineage, *notes),
+        )
+
+    def ensures(self, before: Model, after: Model) -> None:
+        if after.quantized is None:
+            raise RecipeError("quantize-aware-train: left no ranges behind; a bug of edgekit")
+
+    def _choose_parameters(self, found: Traced) -> None:
+        """Rules 1 and 4."""
+        from edgekit.steps.quantize.fake import Table
+
+        tables = {name for name, part in found.weights.items() if isinstance(part, Table)}
+        for name, parameter in found.module.named_parameters():
+            parameter.requires_grad_(name not in tables)
+        for point in found.points.values():
+            point.learn(self.ranges == "learned")
+
+    def _examples(self, model: Model, context: Context) -> Examples:
+        from edgekit.data import label_ids
+        from edgekit.examples import Examples, teacher_outputs
+        from edgekit.workbench import encode
+
+        assert context.rows is not None and context.folder is not None
+        context.folder.mkdir(parents=True, exist_ok=True)
+        context.on_progress(0.0, "running the float model on the training rows")
+        encoded = encode(model, context.rows)
+        labels: Any = None
+        if self.labels:
+            labels = label_ids(
+                context.rows,
+                model.labels,
+                task=model.task,
+                problem=model.problem,
+                source="the training rows",
+            )
+        return Examples(
+            encoded,
+            labels=labels,
+            teacher=teacher_outputs(model, encoded, context.folder / "teacher.npy"),
+            per_token=model.task == "token-classification",
+        )
+
+    def _loss(self, model: Model) -> Any:
+        """Rule 3."""
+        import torch.nn.functional as F
+
+        from edgekit.steps.distill.losses import soft_cross_entropy
+
+        classifies = model.problem == "single-label" or model.task == "token-classification"
+
+        def loss(module: Any, batch: Batch) -> torch.Tensor:
+            answer = batch.run(module)
+            assert batch.teacher is not None
+            if not classifies:
+                return F.mse_loss(answer, batch.teacher)
+            mask = batch.mask if model.task == "token-classification" else None
+            soft = soft_cross_entropy(answer, batch.teacher, self.temperature, mask)
+            if not self.labels:
+                return soft
+            assert batch.labels is not None
+            return (1 - self.labels) * soft + self.labels * F.cross_entropy(answer, batch.labels)
+
+        return loss
+
+
+def _keep_zeros(found: Traced) -> list[Any]:
+    """Rule 5: no gradient for what is zero; hooks, to be removed in the end."""
+    from edgekit.steps.quantize.fake import Weight
+
+    hooks = []
+    for name, part in found.weights.items():
+        if isinstance(part, Weight):
+            weight = found.module.get_parameter(name)
+            zero = weight.detach() == 0
+            hooks.append(weight.register_hook(lambda gradient, zero=zero: gradient * ~zero))
+    return hooks

@@ -1,0 +1,210 @@
+"""A model on its grids: what calibration and quantization-aware training share.
+
+The model's own parameters are behind the traced forward, so that what either does to a traced
+model is done to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgekit.errors import ExportError, RecipeError
+from edgekit.export.tracing import example_inputs
+from edgekit.model import Model, export_forward
+from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
+from edgekit.steps.quantize.fake import Table, Weight
+from edgekit.steps.quantize.grid import Grid, dequantize_int8, quantize_int8
+from edgekit.steps.quantize.points import Traced, trace
+
+if TYPE_CHECKING:
+    from edgekit.step import Context
+
+# Fewer rows than this leave some ranges to chance.
+_ENOUGH = 32
+
+
+def traced(model: Model) -> Traced:
+    """The model's clean forward with points in it, on its ranges where it has them.
+
+    Raises ExportError when torch cannot trace it, ModelError when a range is missing.
+    """
+    forward = export_forward(model)
+    example = example_inputs(model, forward)
+    found = trace(forward, example.tensors, example.dimensions)
+    if model.quantized is not None:
+        found.set_bits(16 if model.quantized.scheme == "int16x8" else 8)
+        found.set_ranges(model.quantized.ranges)
+    return found
+
+
+def require_rows(name: str, model: Model, context: Context) -> None:
+    """What any step needs that looks at activations. Raises RecipeError."""
+    if model.quantized is not None:
+        raise RecipeError(
+            f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
+            "the checkpoint that it was made of"
+        )
+    if context.rows is None:
+        raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
+    if len(context.rows) < _ENOUGH:
+        raise RecipeError(
+            f"{name}: {len(context.rows)} training rows say too little about the range of each "
+            f"activation; give at least {_ENOUGH}"
+        )
+    labels = context.rows.labels
+    if labels is not None and model.problem == "single-label" and len(set(labels)) < 2:
+        raise RecipeError(
+            f"{name}: all {len(labels)} training rows have the label {labels[0]!r}; give rows of "
+            "every class"
+        )
+
+
+def pieces(model: Model, encoded: Encoded, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The rows as inputs for a traced forward, ``size`` at a time, short texts first.
+
+    Every batch of texts is one token longer than its longest, so that all see padding.
+    """
+    order = np.arange(len(encoded))
+    if encoded.lengths is not None:
+        order = np.argsort(encoded.lengths, kind="stable")
+    for start in range(0, len(order), size):
+        yield as_inputs(model, encoded, order[start : start + size], padding=1)
+
+
+def as_inputs(
+    model: Model, encoded: Encoded, rows: Array, padding: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """These rows as a traced forward takes them."""
+    made = []
+    longest = 0 if encoded.lengths is None else int(encoded.lengths[rows].max()) + padding
+    for name in model.inputs:
+        array = encoded.arrays[name][rows]
+        if encoded.lengths is not None:
+            wider = np.zeros((len(rows), longest), np.int64)
+            if name == "input_ids" and isinstance(model.preprocessor, TextPreprocessor):
+                wider += model.preprocessor.pad_id
+            width = min(longest, array.shape[1])
+            wider[:, :width] = array[:, :width]
+            array = wider
+        made.append(torch.from_numpy(np.ascontiguousarray(array)))
+    return tuple(made)
+
+
+def snap(found: Traced) -> None:
+    """Put the products' weights on their grids, for good.
+
+    A later rounding, even of the weight times a factor that a converter folds into it, gives the
+    same integers then.
+    """
+    with torch.no_grad():
+        for name, part in found.weights.items():
+            if isinstance(part, Weight):
+                weight = found.module.get_parameter(name)
+                values = dequantize_int8(*quantize_int8(weight.detach().numpy()))
+                weight.copy_(torch.from_numpy(values))
+
+
+def integer_weights(found: Traced) -> dict[str, tuple[Array, Array]]:
+    """The integers and scales of every weight and table, by the parameter's name.
+
+    A product's scales are float32 [output channels], a table's [1].
+    """
+    made = {}
+    for name, part in found.weights.items():
+        values = _tensor(found.module, name).detach().numpy()
+        if isinstance(part, Table):
+            integers, scales = quantize_int8(values.reshape(1, -1))
+            made[short_name(name)] = integers.reshape(values.shape), scales
+        else:
+            made[short_name(name)] = quantize_int8(values)
+    return made
+
+
+def short_name(name: str) -> str:
+    """A parameter's name as the checkpoint has it: the clean forward keeps the model inside."""
+    return name.removeprefix("module.")
+
+
+def marked(model: Model, *, decomposed_norm: bool = False) -> Traced:
+    """The traced forward with a mark at each point, for an exporter.
+
+    decomposed_norm: layer norms as elementary operations (for LiteRT). Raises ExportError when
+    the model has no ranges: nothing was calibrated or trained.
+    """
+    if model.quantized is None:
+        raise ExportError(
+            "a static int8 file needs the range of each activation; add --step calibrate or "
+            "--step quantize-aware-train"
+        )
+    found = traced(model)
+    found.set_mode("mark")
+    if decomposed_norm:
+        for node in found.module.graph.nodes:
+            if node.target is torch.ops.aten.layer_norm.default:
+                node.target = _norm_by_hand
+        found.module.recompile()
+    return found
+
+
+def grids(found: Traced) -> list[Grid]:
+    """The grid of each mark, by its number."""
+    by_number = {point.number: point.grid for point in found.points.values()}
+    return [by_number[number] for number in range(len(by_number))]
+
+
+def table_scales(found: Traced) -> dict[str, float]:
+    """The scale of each table by the name that the checkpoint has for it."""
+    return {
+        name: float(scales[0])
+        for name, (_, scales) in integer_weights(found).items()
+        if len(scales) == 1
+    }
+
+
+def _norm_by_hand(
+    states: torch.Tensor, shape: Any, weight: torch.Tensor, bias: torch.Tensor, epsilon: float,
+    *_: Any,
+) -> torch.Tensor:
+    centred = states - states.mean(-1, keepdim=True)
+    variance = (centred * centred).mean(-1, keepdim=True)
+    return centred * torch.rsqrt(variance + epsilon) * weight + bias
+
+
+def fake_outputs(model: Model, encoded: Encoded) -> Array:
+    """What the model gives with every number rounded as the file rounds it; float32 [N, …].
+
+    For token-classification [N, L, C] with zeros where a row has no token.
+    """
+    found = traced(model)
+    found.set_mode("fake")
+    outputs: Any = None
+    size = 16 if isinstance(model.preprocessor, ImagePreprocessor | TextPreprocessor) else 1
+    order = np.arange(len(encoded))
+    if encoded.lengths is not None:
+        order = np.argsort(encoded.lengths, kind="stable")
+    if model.preprocessor is None:
+        size = len(next(iter((model.example or {}).values())))
+    with torch.no_grad():
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            answer = found.module(*as_inputs(model, encoded, rows)).float().numpy()
+            if model.task == "token-classification":
+                width = next(iter(encoded.arrays.values())).shape[1]
+                if outputs is None:
+                    outputs = np.zeros((len(encoded), width, answer.shape[-1]), np.float32)
+                outputs[rows, : answer.shape[1]] = answer
+            else:
+                if outputs is None:
+                    outputs = np.zeros((len(encoded), *answer.shape[1:]), np.float32)
+                outputs[rows] = answer
+    found_outputs: Array = outputs
+    return found_outputs
+
+
+def _tensor(module: Any, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = dict(module.named_parameters()).get(name)
+    return tensor if tensor is not None else module.get_buffer(name)
