@@ -197,8 +197,8 @@ def resolve(
         formats = chosen.get("formats", target.formats)
         refused = scheme_refusal(target, formats, chosen.get("scheme", target.scheme))
         if refused is not None:
-            said = {"flag": "--scheme", FILE: f"{FILE}: scheme", "default": "--format"}
-            raise UsageError(f"{said[origins['scheme']]}: {refused}")
+            places = {"flag": "--scheme", FILE: f"{FILE}: scheme"}
+            raise UsageError(f"{places.get(origins['scheme'], '--format')}: {refused}")
     columns = Columns(*(chosen.pop(name, None) for name in ("text", "text_pair", "label")))
     return Settings(
         **chosen,

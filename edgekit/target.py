@@ -101,6 +101,9 @@ def scheme_refusal(target: Target, formats: Sequence[Format], scheme: Scheme) ->
     """Why a target cannot have files of these formats in a scheme; ``None`` when it can."""
     if scheme not in target.schemes:
         reason = f" ({target.no_others})" if target.no_others else ""
-        return f"{target.name} takes {one_of(target.schemes)}, not {scheme}{reason}; choose of those"
+        return (
+            f"{target.name} takes {one_of(target.schemes)}, not {scheme}{reason}; choose one of "
+            "those, or another target"
+        )
     refusals = (cannot_hold(format, scheme) for format in formats)
     return next((refusal for refusal in refusals if refusal is not None), None)

@@ -66,9 +66,7 @@ def quantize(
     return steps.astype(np.int8), scales
 
 
-def dequantize(
-    integers: Int8, scales: Float32, axis: int = 0, block: int | None = None
-) -> Float32:
+def dequantize(integers: Int8, scales: Float32, axis: int = 0, block: int | None = None) -> Float32:
     """The weights that the integers stand for, float32."""
     return integers.astype(np.float32) * _along(scales, integers.shape, axis, block)
 

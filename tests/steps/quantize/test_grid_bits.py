@@ -18,9 +18,7 @@ from edgekit.steps.quantize.grid import (
 Case = tuple[np.ndarray, int, int, int | None]
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
-matrices = arrays(
-    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=finite
-)
+matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=finite)
 
 
 @st.composite
