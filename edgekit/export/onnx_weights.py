@@ -43,7 +43,7 @@ Array = np.ndarray[Any, Any]
 _OPSET = 11  # of DynamicQuantizeLinear
 _SMALLEST_TABLE = 1024
 _FLOAT = 1  # onnx.TensorProto.FLOAT
-_BLOCK = 32
+BLOCK = 32  # of rule 3
 _ZERO = 8  # where MatMulNBits has its zero when it is told of none
 _INT8_ACTIVATIONS = 4  # an accuracy level
 _MICROSOFT = "com.microsoft"
@@ -209,7 +209,7 @@ class _Rewriting:
             K=inputs,
             N=outputs,
             bits=4,
-            block_size=_BLOCK,
+            block_size=BLOCK,
             accuracy_level=_INT8_ACTIVATIONS,
         )
 
@@ -301,11 +301,11 @@ class _Rewriting:
 def _packed_blocks(rows: Array) -> tuple[Array, Array]:
     """Integers [outputs, blocks, 16] of two to a byte, and scales [outputs * blocks]."""
     outputs, inputs = rows.shape
-    integers, scales = quantize(rows, bits=4, block=_BLOCK)
-    stored = np.full((outputs, scales.shape[1] * _BLOCK), _ZERO, np.uint8)
+    integers, scales = quantize(rows, bits=4, block=BLOCK)
+    stored = np.full((outputs, scales.shape[1] * BLOCK), _ZERO, np.uint8)
     stored[:, :inputs] = integers + _ZERO
     low, high = stored[:, 0::2], stored[:, 1::2]
-    return (low | high << 4).reshape(*scales.shape, _BLOCK // 2), scales.reshape(-1)
+    return (low | high << 4).reshape(*scales.shape, BLOCK // 2), scales.reshape(-1)
 
 
 def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
