@@ -38,15 +38,15 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "fp32": (71, 700),
         "fp16": (71, 700),
         "int8-dynamic": (125, 1100),
-        "int8-weights": (90, 1000),
-        "int4-weights": (90, 1000),
+        "int8-weights": (135, 900),
+        "int4-weights": (99, 1300),
     },
     "tflite": {
         "fp32": (79, 2300),
         "fp16": (100, 2300),
         "int8-dynamic": (101, 2500),
-        "int8-weights": (100, 2500),
-        "int4-weights": (90, 2500),
+        "int8-weights": (95, 2700),
+        "int4-weights": (86, 2900),
     },
     "torchscript": {"fp32": (104, 3400), "fp16": (104, 3400), "int8-dynamic": (161, 3700)},
 }
@@ -190,7 +190,7 @@ def _stored(
     return 4 * count
 
 
-def _matrix_bytes(shape: tuple[int, int], scheme: Scheme, format: Format, graphs: int) -> int:
+def _matrix_bytes(shape: tuple[int, ...], scheme: Scheme, format: Format, graphs: int) -> int:
     """Bytes of a linear layer's weight with its scales."""
     rows, columns = shape
     if scheme == "int4-weights" and format == "onnx":
