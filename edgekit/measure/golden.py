@@ -13,13 +13,14 @@ from edgekit.preprocess import Encoded
 
 _COUNT = 16
 # Share of the outputs' largest absolute value. int8 kernels round differently on different
-# instruction sets; arm64 against x86-64 stayed within 0.073 absolute at outputs of about 10.
+# instruction sets; arm64 against x86-64 stayed within 0.073 absolute at outputs of about 10. The
+# 4-bit kernel of tflite-runtime 2.14 is 0.045 away from XNNPACK's.
 _TOLERANCE: dict[Scheme, float] = {
     "fp32": 1e-3,
     "fp16": 1e-2,
     "int8-dynamic": 0.05,
     "int8-weights": 1e-3,
-    "int4-weights": 0.05,
+    "int4-weights": 0.1,
 }
 
 
