@@ -90,14 +90,14 @@ class _Grid:
 
 
 class _Rewriting:
-    """A graph while it is being rewritten. widened: what its integers are once they are float32
-    again, by the id of the float bytes and the axis.
+    """A graph while it is being rewritten. instead: what operators read in place of a weight, by
+    the id of its bytes and its axis; those that shared a weight share this.
     """
 
     def __init__(self, scheme: Scheme, grid: _Grid) -> None:
         self.scheme = scheme
         self.grid = grid
-        self.widened: dict[tuple[int, int], Tensor] = {}
+        self.instead: dict[tuple[int, int], Tensor] = {}
 
     def rewrite(self, graph: Graph) -> None:
         graph.operators = [new for op in graph.operators for new in self._operator(op)]
@@ -140,10 +140,13 @@ class _Rewriting:
         """Rule 3."""
         state, weight, *rest = op.inputs
         assert weight is not None
-        integers, scales = self.grid.integers(weight, axis=0, bits=4)
-        integers.fields = _scaled(scales)
+        key = id(weight.data), 0
+        if key not in self.instead:
+            integers, scales = self.grid.integers(weight, axis=0, bits=4)
+            integers.fields = _scaled(scales)
+            self.instead[key] = integers
         options = copy.copy(op.fields.builtinOptions)
-        return [_dynamic([state, integers, *rest], op.outputs[0], options)]
+        return [_dynamic([state, self.instead[key], *rest], op.outputs[0], options)]
 
     def _embedding_lookup(self, op: Operator) -> list[Operator]:
         """Rule 4."""
@@ -167,13 +170,13 @@ class _Rewriting:
         assert weight is not None
         key = id(weight.data), axis
         first: list[Operator] = []
-        if key not in self.widened:
+        if key not in self.instead:
             integers, scales = self.grid.integers(weight, axis)
             integers.fields = _scaled(scales, axis)
-            self.widened[key] = Tensor(f"{weight.name}.float32", weight.type, weight.shape)
-            ends = [integers], [self.widened[key]]
+            self.instead[key] = Tensor(f"{weight.name}.float32", weight.type, weight.shape)
+            ends = [integers], [self.instead[key]]
             first.append(operator("DEQUANTIZE", *ends, version=_DEQUANTIZE_PER_CHANNEL))
-        inputs = [*op.inputs[:_WEIGHT], self.widened[key], *op.inputs[_WEIGHT + 1 :]]
+        inputs = [*op.inputs[:_WEIGHT], self.instead[key], *op.inputs[_WEIGHT + 1 :]]
         return [*first, Operator(op.kernel, inputs, op.outputs, op.fields)]
 
 

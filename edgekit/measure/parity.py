@@ -18,7 +18,7 @@ TOLERANCE: dict[Scheme, float] = {
     "fp32": 1e-3,
     "fp16": 0.02,
     "int8-dynamic": 0.25,
-    "int8-weights": 0.1,
+    "int8-weights": 0.15,
     "int4-weights": 0.4,
 }
 # Rows from which a share of equal predictions says something.
