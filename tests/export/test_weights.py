@@ -29,21 +29,16 @@ from edgekit.export.tflite_graph import (
     schema,
 )
 from edgekit.model import Model, identify, load_model, reference_outputs
-from edgekit.preprocess import Encoded
 from edgekit.steps.quantize.grid import dequantize, quantize
 from tests.export.test_onnx import run
 from tests.export.test_tflite import (
-    _ASK,
     KNOWN_TO_2_14,
     encoded,
     operator_versions,
-    python_with_2_14,
     raw_model,
     run_all,
 )
 from tests.tiny import tiny_checkpoint
-
-__all__ = ["python_with_2_14"]
 
 Array = np.ndarray[Any, Any]
 SCHEMES: tuple[Scheme, ...] = ("int8-weights", "int4-weights")
@@ -424,20 +419,3 @@ def test_files_of_these_schemes_are_not_quantized_again(
     with pytest.raises(ModelError):
         quantize_onnx_file(made.path, tmp_path / "twice", scheme=scheme)
     assert not (tmp_path / "twice").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("any_length", [True, False])
-def test_the_oldest_tflite_runtime_answers_as_ours(
-    scheme: Scheme, any_length: bool, bert: Model, python_with_2_14: Path, tmp_path: Path
-) -> None:
-    import subprocess
-
-    rows: Encoded = encoded(bert, 24)
-    np.savez(tmp_path / "rows.npz", lengths=rows.lengths, **rows.arrays)
-    made = export_tflite(bert, tmp_path, scheme=scheme, lengths=[8, 16, 32], any_length=any_length)
-    command = [python_with_2_14, "-c", _ASK, made.path, "rows.npz", "answers.npy"]
-    subprocess.run(list(map(str, command)), cwd=tmp_path, check=True, capture_output=True)
-    ours = np.array(run_all(made.path, rows, bert.inputs))
-    assert error(np.load(tmp_path / "answers.npy"), ours) < 0.1
