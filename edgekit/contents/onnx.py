@@ -120,8 +120,8 @@ def packed_matrices(graph: "onnx.GraphProto") -> dict[str, tuple[str, tuple[int,
 
     found = {}
     for node in all_nodes(graph):
-        if node.op_type == "MatMulNBits":
-            options = {e.name: onnx.helper.get_attribute_value(e) for e in node.attribute}
+        options = {e.name: e.i for e in node.attribute if e.type == onnx.AttributeProto.INT}
+        if node.op_type == "MatMulNBits" and {"N", "K"} <= options.keys() and len(node.input) > 1:
             dtype = f"int{options.get('bits', 4)}"
             found[node.input[1]] = dtype, (options["N"], options["K"])
     return found

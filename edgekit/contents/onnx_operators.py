@@ -155,11 +155,11 @@ def _unpack_products(graph: "onnx.GraphProto") -> None:
     """MatMulNBits, which inference does not know, as the MatMul that has the same shapes."""
     import onnx
 
+    packed = packed_matrices(graph)
     for node in graph.node:
-        if node.op_type == "MatMulNBits":
-            options = _attributes(node)
-            wide = f"{node.output[0]}.matrix"
-            shape = [options["K"], options["N"]]
+        if node.op_type == "MatMulNBits" and node.input[1] in packed:
+            outputs, inputs = packed[node.input[1]][1]
+            wide, shape = f"{node.output[0]}.matrix", [inputs, outputs]
             graph.input.append(
                 onnx.helper.make_tensor_value_info(wide, onnx.TensorProto.FLOAT, shape)
             )

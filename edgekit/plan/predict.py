@@ -96,8 +96,11 @@ def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
     matrices = {} if graph is None else multiplied(graph)
     for tensor in read_contents(path).tensors:
         if tensor.dtype == "float32" and len(tensor.shape) >= 2:
-            parts = 2 if scheme == "fp16" else 8 if tensor.name in matrices else 4
-            total -= tensor.bytes - tensor.bytes // parts
+            total -= tensor.bytes
+            if tensor.name in matrices:
+                total += _matrix_bytes(tensor.shape, scheme, model.artifact.format, 1)
+            else:
+                total += tensor.bytes // (2 if scheme == "fp16" else 4)
     return total
 
 
