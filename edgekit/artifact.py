@@ -1,6 +1,8 @@
 """A file on disk in one format, with its digest, inputs and outputs."""
 
 import hashlib
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +11,41 @@ Format = Literal["onnx", "tflite", "torchscript"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "tflite": ".tflite", "torchscript": ".pt"}
 
-Scheme = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int16x8"]
-SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8")
+Scheme = Literal["fp32", "fp16", "int8-dynamic", "int8-weights", "int4-weights", "int8-static"]
+SCHEMES: tuple[Scheme, ...] = typing.get_args(Scheme)
+# Those without integers, which are all that GPU delegates take.
+FLOAT_SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16")
+# Those whose activations are integers too, of ranges that a step found.
+STATIC: tuple[Scheme, ...] = ("int8-static",)
+# Why a format cannot hold a scheme. What is not named here, it can.
+_CANNOT_HOLD: dict[tuple[Format, Scheme], str] = {
+    ("torchscript", "int8-weights"): "libtorch would widen the weights again in every run",
+    ("torchscript", "int4-weights"): "libtorch has no portable product with weights of 4 bits",
+    ("torchscript", "int8-static"): "libtorch's static kernels are leaving it with torch.ao",
+}
 
-# Those whose activations are integers of a range found beforehand.
-STATIC: tuple[Scheme, ...] = ("int8-static", "int16x8")
+
+def schemes_of(format: Format) -> tuple[Scheme, ...]:
+    """The schemes that a format can hold."""
+    return tuple(scheme for scheme in SCHEMES if (format, scheme) not in _CANNOT_HOLD)
+
+
+def cannot_hold(format: Format, scheme: Scheme) -> str | None:
+    """Why a format cannot hold a scheme, and what else would do; ``None`` when it can."""
+    reason = _CANNOT_HOLD.get((format, scheme))
+    if reason is None:
+        return None
+    able = " or ".join(other for other in FORMATS if (other, scheme) not in _CANNOT_HOLD)
+    return (
+        f"{format} cannot hold {scheme}: {reason}; choose {one_of(schemes_of(format))}, or "
+        f"--format {able}"
+    )
+
+
+def one_of(names: Sequence[str]) -> str:
+    """``a, b or c``."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 @dataclass(frozen=True)

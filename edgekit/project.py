@@ -18,7 +18,7 @@ from edgekit.budget import Budget, parse_budget
 from edgekit.data import Columns
 from edgekit.errors import EdgekitError, OutputError, ProjectError, UsageError
 from edgekit.recipe import StepSpec, parse_step, parse_steps
-from edgekit.target import load_target, target_names
+from edgekit.target import load_target, scheme_refusal, target_names
 from edgekit.toml import find_line, place, read_fields, validate
 
 FILE = "edgekit.toml"
@@ -192,8 +192,13 @@ def resolve(
         raise UsageError(f"{missing}; begin with: {begin} (or write a project: edgekit init)")
     if "targets" not in chosen:
         raise UsageError("no target; name one as in --target android-arm64 (edgekit targets)")
-    for target in chosen["targets"]:
-        load_target(target)
+    for name in chosen["targets"]:
+        target = load_target(name)
+        formats = chosen.get("formats", target.formats)
+        refused = scheme_refusal(target, formats, chosen.get("scheme", target.scheme))
+        if refused is not None:
+            places = {"flag": "--scheme", FILE: f"{FILE}: scheme"}
+            raise UsageError(f"{places.get(origins['scheme'], '--format')}: {refused}")
     columns = Columns(*(chosen.pop(name, None) for name in ("text", "text_pair", "label")))
     return Settings(
         **chosen,

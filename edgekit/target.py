@@ -1,11 +1,12 @@
 """A class of devices: what a file for it must be, and the oldest runtime it must run on."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from edgekit.artifact import Format, Scheme
+from edgekit.artifact import SCHEMES, Format, Scheme, cannot_hold, one_of
 from edgekit.errors import TargetError
 from edgekit.toml import read_toml
 
@@ -37,7 +38,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class Target:
-    """One ``target.toml``. ``formats`` are built by default, ``on_request`` with ``--format``."""
+    """One ``target.toml``. ``formats`` are built by default, ``on_request`` with ``--format``.
+
+    scheme: the one that is built by default, of the ``schemes`` that the target takes.
+    no_others: why it takes no others.
+    """
 
     description: str
     formats: tuple[Format, ...]
@@ -47,6 +52,8 @@ class Target:
     runtime: Runtime
     parity: Parity = field(default_factory=Parity)
     on_request: tuple[Format, ...] = ()
+    schemes: tuple[Scheme, ...] = SCHEMES
+    no_others: str = ""
     name: str = ""
     folder: Path = Path()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -83,4 +90,20 @@ def load_target(name: str) -> Target:
         raise TargetError(f"{folder / _FILE}: formats: name at least one format")
     if target.threads < 1:
         raise TargetError(f"{folder / _FILE}: threads: must be at least 1, is {target.threads}")
-    return dataclasses.replace(target, name=folder.resolve().name, folder=folder.resolve())
+    target = dataclasses.replace(target, name=folder.resolve().name, folder=folder.resolve())
+    refused = scheme_refusal(target, target.formats, target.scheme)
+    if refused is not None:
+        raise TargetError(f"{folder / _FILE}: scheme: {refused}")
+    return target
+
+
+def scheme_refusal(target: Target, formats: Sequence[Format], scheme: Scheme) -> str | None:
+    """Why a target cannot have files of these formats in a scheme; ``None`` when it can."""
+    if scheme not in target.schemes:
+        reason = f" ({target.no_others})" if target.no_others else ""
+        return (
+            f"{target.name} takes {one_of(target.schemes)}, not {scheme}{reason}; choose one of "
+            "those, or another target"
+        )
+    refusals = (cannot_hold(format, scheme) for format in formats)
+    return next((refusal for refusal in refusals if refusal is not None), None)

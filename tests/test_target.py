@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.artifact import SCHEMES
 from edgekit.errors import TargetError
-from edgekit.target import load_target, target_names
+from edgekit.target import load_target, scheme_refusal, target_names
 
 _GOOD = """\
 description = "a board"
@@ -39,6 +40,28 @@ def test_a_folder_is_a_target_by_path(tmp_path: Path) -> None:
     assert load_target(str(tmp_path)).scheme == "fp16"
 
 
+def test_every_shipped_target_takes_its_own_scheme_and_says_why_no_others() -> None:
+    for name in target_names():
+        target = load_target(name)
+        assert target.scheme in target.schemes
+        for scheme in SCHEMES:
+            refused = scheme_refusal(target, target.formats, scheme)
+            assert (refused is None) == (scheme in target.schemes)
+            assert refused is None or target.no_others in refused != ""
+
+
+def test_a_format_that_cannot_hold_the_scheme_is_refused() -> None:
+    target = load_target("linux-x86_64")
+    assert scheme_refusal(target, ("onnx", "tflite"), "int4-weights") is None
+    refused = scheme_refusal(target, ("onnx", "torchscript"), "int4-weights")
+    assert refused is not None and refused.startswith("torchscript cannot hold int4-weights: ")
+
+
+def test_a_target_without_a_list_takes_every_scheme(tmp_path: Path) -> None:
+    (tmp_path / "target.toml").write_text(_GOOD)
+    assert load_target(str(tmp_path)).schemes == SCHEMES
+
+
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(TargetError, match="did you mean 'android-arm64'"):
         load_target("andriod-arm64")
@@ -54,6 +77,15 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         (('formats = ["onnx"]', "formats = ["), "not valid TOML"),
         (('oldest = "1.17.0"', ""), "oldest: this key is missing"),
         (('formats = ["onnx"]', "formats = []"), "at least one format"),
+        (("threads = 1", 'threads = 1\nschemes = ["int4"]'), "line 6: schemes: .*int4"),
+        (("threads = 1", 'threads = 1\nschemes = ["fp32"]'), "scheme: .* takes fp32, not fp16"),
+        (
+            (
+                'formats = ["onnx"]\nscheme = "fp16"',
+                'formats = ["torchscript"]\nscheme = "int4-weights"',
+            ),
+            "scheme: torchscript cannot hold int4-weights",
+        ),
     ],
 )
 def test_a_malformed_target_names_line_and_key(

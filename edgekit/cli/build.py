@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from edgekit.artifact import SCHEMES, one_of
 from edgekit.cli import options, render
 
 
@@ -27,7 +28,7 @@ def run(
         typer.Option(metavar="FORMAT", help="onnx, tflite or torchscript; may be given again."),
     ] = None,
     scheme: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="fp32, fp16 or int8-dynamic.")
+        str | None, typer.Option(metavar="SCHEME", help=f"{one_of(SCHEMES)}.")
     ] = None,
     lengths: Annotated[
         str | None,

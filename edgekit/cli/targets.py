@@ -20,6 +20,7 @@ def run(json: options.Json = False) -> None:
                 "formats": list(target.formats),
                 "on_request": list(target.on_request),
                 "scheme": target.scheme,
+                "schemes": list(target.schemes),
                 "instruction_set": target.instruction_set,
                 "threads": target.threads,
                 "runtime": {"package": target.runtime.package, "oldest": target.runtime.oldest},

@@ -26,7 +26,7 @@ def read_onnx(path: Path) -> Contents:
         outputs=model_outputs(model),
         signatures=(),
         ops=dict(Counter(_operations(model)).most_common()),
-        tensors=tuple(_stored_tensors(model.graph)),
+        tensors=tuple(_stored_tensors(model.graph, packed_matrices(model.graph))),
     )
 
 
@@ -114,9 +114,27 @@ def _operations(model: "onnx.ModelProto") -> Iterator[str]:
             yield f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
-def _stored_tensors(graph: "onnx.GraphProto") -> Iterator[StoredTensor]:
+def packed_matrices(graph: "onnx.GraphProto") -> dict[str, tuple[str, tuple[int, int]]]:
+    """The matrices that MatMulNBits keeps packed in bytes: dtype and shape [outputs, inputs]."""
+    import onnx
+
+    found = {}
+    for node in all_nodes(graph):
+        options = {e.name: e.i for e in node.attribute if e.type == onnx.AttributeProto.INT}
+        if node.op_type == "MatMulNBits" and {"N", "K"} <= options.keys() and len(node.input) > 1:
+            dtype = f"int{options.get('bits', 4)}"
+            found[node.input[1]] = dtype, (options["N"], options["K"])
+    return found
+
+
+def _stored_tensors(
+    graph: "onnx.GraphProto", packed: dict[str, tuple[str, tuple[int, int]]]
+) -> Iterator[StoredTensor]:
     for tensor in graph.initializer:
-        yield _stored(tensor.name, tensor)
+        if tensor.name in packed:
+            yield StoredTensor(tensor.name, *packed[tensor.name], _bytes_of(tensor))
+        else:
+            yield _stored(tensor.name, tensor)
     for sparse in graph.sparse_initializer:
         yield _stored(sparse.values.name, sparse.values)
         yield _stored(f"{sparse.values.name} (indices)", sparse.indices)
@@ -124,7 +142,7 @@ def _stored_tensors(graph: "onnx.GraphProto") -> Iterator[StoredTensor]:
         if node.op_type == "Constant":
             yield from _constant(node)
         for inner in subgraphs(node):
-            yield from _stored_tensors(inner)
+            yield from _stored_tensors(inner, packed)
 
 
 def _constant(node: "onnx.NodeProto") -> Iterator[StoredTensor]:

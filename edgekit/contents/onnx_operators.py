@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.contents.onnx import load_onnx, subgraphs
+from edgekit.contents.onnx import load_onnx, packed_matrices, subgraphs
 from edgekit.contents.operators import (
     Graph,
     Operator,
@@ -87,8 +87,13 @@ def read_onnx_graph(path: Path, length: int | None) -> Graph:
 
 def _constants(graph: "onnx.GraphProto") -> Iterable[tuple[str, Value]]:
     number = itertools.count()
+    packed = packed_matrices(graph)
     for tensor in graph.initializer:
-        yield tensor.name, _constant(tensor.name, tensor, next(number))
+        if tensor.name in packed:
+            value = Value(tensor.name, *packed[tensor.name], True, next(number), True)
+            yield tensor.name, value
+        else:
+            yield tensor.name, _constant(tensor.name, tensor, next(number))
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
             name = node.output[0]
@@ -122,6 +127,7 @@ def _infer(model: "onnx.ModelProto") -> "tuple[onnx.GraphProto, dict[str, Any]]"
     light = onnx.ModelProto()
     light.CopyFrom(model)
     graph = light.graph
+    _unpack_products(graph)
     declared = {value.name for value in graph.input}
     del graph.initializer[:]
     known = {}
@@ -143,6 +149,21 @@ def _infer(model: "onnx.ModelProto") -> "tuple[onnx.GraphProto, dict[str, Any]]"
         if not _fold_shapes(graph, inferred, known):
             break
     return inferred, known
+
+
+def _unpack_products(graph: "onnx.GraphProto") -> None:
+    """MatMulNBits, which inference does not know, as the MatMul that has the same shapes."""
+    import onnx
+
+    packed = packed_matrices(graph)
+    for node in graph.node:
+        if node.op_type == "MatMulNBits" and node.input[1] in packed:
+            outputs, inputs = packed[node.input[1]][1]
+            wide, shape = f"{node.output[0]}.matrix", [inputs, outputs]
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(wide, onnx.TensorProto.FLOAT, shape)
+            )
+            node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], wide], list(node.output)))
 
 
 def _fold_shapes(

@@ -105,6 +105,14 @@ def origins(graph: Graph) -> dict[int, Value]:
     return found
 
 
+def multiplied(graph: Graph) -> dict[str, Value]:
+    """The stored matrices that products take, by name: no tables, and no filters."""
+    stored = origins(graph)
+    taken = (value for op in graph.operators if op.macs != 0 for value in op.inputs)
+    found = (stored[id(value)] for value in taken if id(value) in stored)
+    return {each.name: each for each in found if each.shape is not None and len(each.shape) == 2}
+
+
 def is_weight_type(dtype: str) -> bool:
     """Whether numbers of this type are weights wherever they are stored."""
     return dtype in _WEIGHT_TYPES

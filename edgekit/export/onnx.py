@@ -212,12 +212,12 @@ def _check_float32(model: "onnx.ModelProto", source: Path) -> None:
 
 
 def _apply(model: "onnx.ModelProto", scheme: Scheme) -> "onnx.ModelProto":
-    if scheme == "int8-dynamic":
-        from edgekit.export.onnx_int8 import quantize_weights
-
-        quantize_weights(model)
-    elif scheme == "fp16":
+    if scheme == "fp16":
         return _halve(model)
+    if scheme != "fp32":
+        from edgekit.export.onnx_weights import quantize_weights
+
+        quantize_weights(model, scheme)
     return model
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import STATIC, Artifact, Scheme
+from edgekit.artifact import FLOAT_SCHEMES, STATIC, Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
 from edgekit.export.lengths import default_lengths
 from edgekit.export.tflite_any_length import graph_for_any_length
@@ -160,7 +160,7 @@ def _graphs(
             return {0: graph_for_any_length(pattern, mask)}
         pattern = shorten(pattern, lengths[-1])
     # A GPU delegate has no use for a SLICE of a constant, nor for an int8 file.
-    slices = scheme in ("int8-dynamic", *STATIC)
+    slices = scheme not in FLOAT_SCHEMES
     return {length: graph_for_length(pattern, length, slices=slices) for length in lengths}
 
 
@@ -207,14 +207,14 @@ def _check_float32(program: Program, source: Path) -> None:
 
 
 def _write(program: Program, out: Path, scheme: Scheme, lengths: tuple[int, ...]) -> Artifact:
-    if scheme == "int8-dynamic":
-        from edgekit.export.tflite_int8 import quantize_weights
-
-        quantize_weights(program)
-    elif scheme == "fp16":
+    if scheme == "fp16":
         from edgekit.export.tflite_fp16 import halve_weights
 
         halve_weights(program)
+    elif scheme != "fp32":
+        from edgekit.export.tflite_weights import quantize_weights
+
+        quantize_weights(program, scheme)
     out.mkdir(parents=True, exist_ok=True)
     path = out / _FILE
     write_program(program, path)

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact import Artifact, Scheme, Tensor
+from edgekit.artifact import Artifact, Scheme, Tensor, cannot_hold
 from edgekit.contents.torchscript import SIGNATURE
 from edgekit.errors import ExportError
 from edgekit.export.tracing import (
@@ -44,10 +44,14 @@ def export_torchscript(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
 
     Inputs in the model's order: ids int64 [batch, length], pictures float32 [batch, C, H, W].
     Output: one float32 tensor, whatever the scheme. fp16 is for GPUs: load it there. Raises
-    ExportError when torch cannot trace the module, or the trace holds for its example only.
+    ExportError when TorchScript cannot hold the scheme, when torch cannot trace the module, or
+    when the trace holds for its example only.
     """
     import torch
 
+    refused = cannot_hold("torchscript", scheme)
+    if refused is not None:
+        raise ExportError(refused)
     forward = export_forward(model)
     with quiet_tracing(), torch.inference_mode(False), torch.no_grad():
         example = example_inputs(model, forward)

@@ -10,8 +10,11 @@ model it is below 2 % of the file.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact import Format, Scheme
+from edgekit.artifact import FLOAT_SCHEMES, Format, Scheme
 from edgekit.contents import read_contents
+from edgekit.contents.operators import multiplied, read_graph
+from edgekit.export.onnx_weights import BLOCK
+from edgekit.export.tflite_weights import fits_int4
 from edgekit.filemodel import FileModel
 
 if TYPE_CHECKING:
@@ -23,12 +26,30 @@ if TYPE_CHECKING:
 # Buffers of the clean forward that are looked up by row, as word tables are.
 _TABLES = ("positions", "distances")
 
+# Bytes that a channel's scale takes, with a zero point where the format wants one; TFLite says
+# them anew in each graph.
+_PARAMETERS: dict[Format, int] = {"onnx": 4, "tflite": 12, "torchscript": 16}
+
 # Bytes of the graph: for each operator that the clean forward runs, and at least. Fitted on files
 # of encoders with 2 to 6 layers; schemes add operators of their own. TFLite has one graph for
 # each length.
 _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
-    "onnx": {"fp32": (71, 700), "fp16": (71, 700), "int8-dynamic": (125, 1100)},
-    "tflite": {"fp32": (79, 2300), "fp16": (100, 2300), "int8-dynamic": (101, 2500)},
+    "onnx": {
+        "fp32": (71, 700),
+        "fp16": (71, 700),
+        "int8-dynamic": (125, 1100),
+        "int8-weights": (135, 900),
+        "int4-weights": (99, 1300),
+        "int8-static": (175, 2500),
+    },
+    "tflite": {
+        "fp32": (79, 2300),
+        "fp16": (100, 2300),
+        "int8-dynamic": (101, 2500),
+        "int8-weights": (95, 2700),
+        "int4-weights": (86, 2900),
+        "int8-static": (101, 2500),
+    },
     "torchscript": {"fp32": (104, 3400), "fp16": (104, 3400), "int8-dynamic": (161, 3700)},
 }
 
@@ -54,11 +75,11 @@ def predicted_bytes(
     forward = export_forward(model, decomposed_norm=format == "tflite")
     used, operators = _used(forward, model)
     longest = max(lengths, default=0) if format == "tflite" else 0
+    graphs = max(1, len(lengths)) if format == "tflite" else 1
     total = 0
     for owner, name, tensor in used:
-        total += _stored(owner, name, tensor, scheme, format, longest)
+        total += _stored(owner, name, tensor, scheme, format, longest, graphs)
     per_operator, least = _GRAPH[format][scheme]
-    graphs = max(1, len(lengths)) if format == "tflite" else 1
     return total + graphs * (least + operators * per_operator)
 
 
@@ -72,10 +93,16 @@ def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
     total = model.artifact.bytes
     if scheme == "fp32":
         return total
-    for tensor in read_contents(model.artifact.path).tensors:
+    path = model.artifact.path
+    graph = read_graph(path, None) if scheme == "int4-weights" else None
+    matrices = {} if graph is None else multiplied(graph)
+    for tensor in read_contents(path).tensors:
         if tensor.dtype == "float32" and len(tensor.shape) >= 2:
-            narrow = tensor.bytes // 2 if scheme == "fp16" else tensor.bytes // 4
-            total -= tensor.bytes - narrow
+            total -= tensor.bytes
+            if tensor.name in matrices:
+                total += _matrix_bytes(tensor.shape, scheme, model.artifact.format, 1)
+            else:
+                total += tensor.bytes // (2 if scheme == "fp16" else 4)
     return total
 
 
@@ -141,7 +168,13 @@ def _meta_inputs(model: "Model") -> list["torch.Tensor"]:
 
 
 def _stored(
-    owner: Any, name: str, tensor: "torch.Tensor", scheme: Scheme, format: Format, longest: int
+    owner: Any,
+    name: str,
+    tensor: "torch.Tensor",
+    scheme: Scheme,
+    format: Format,
+    longest: int,
+    graphs: int,
 ) -> int:
     """Bytes of one tensor in the file."""
     from torch import nn
@@ -149,14 +182,27 @@ def _stored(
     count = tensor.numel()
     if name == "positions" and format == "tflite" and longest:
         count = longest * tensor.shape[-1]
-    if scheme == "fp16":
-        return 2 * count
-    table = isinstance(owner, nn.Embedding)
-    matrix = name == "weight" and isinstance(owner, nn.Linear | nn.Conv2d)
-    if scheme == "int8-dynamic" and (table or matrix):
-        # TorchScript packs a scale and a zero point of 8 bytes each with a product's rows.
-        per_row = 16 if format == "torchscript" and matrix else 4
-        return count + per_row * tensor.shape[0]
-    if scheme == "int8-dynamic" and name in _TABLES and not longest and count >= 1024:
+    if scheme in FLOAT_SCHEMES:
+        return 2 * count if scheme == "fp16" else 4 * count
+    if name == "weight" and isinstance(owner, nn.Linear):
+        return _matrix_bytes(tuple(tensor.shape), scheme, format, graphs)
+    if isinstance(owner, nn.Embedding):
+        return count + 4 * tensor.shape[0]
+    if name == "weight" and isinstance(owner, nn.Conv2d):
+        return count + _PARAMETERS[format] * graphs * tensor.shape[0]
+    if name in _TABLES and not longest and count >= 1024:
         return count + 4 * (count // tensor.shape[-1])
     return 4 * count
+
+
+def _matrix_bytes(shape: tuple[int, ...], scheme: Scheme, format: Format, graphs: int) -> int:
+    """Bytes of a linear layer's weight with its scales."""
+    rows, columns = shape
+    if scheme == "int4-weights" and format == "onnx":
+        blocks = rows * -(-columns // BLOCK)
+        return blocks * (BLOCK // 2 + 4)
+    if scheme == "int4-weights" and fits_int4(shape):
+        return -(-rows * columns // 2) + _PARAMETERS[format] * graphs * rows
+    # A product of int8 numbers in TFLite has its scales in a constant.
+    apart = format == "tflite" and scheme != "int8-weights"
+    return rows * columns + (4 if apart else _PARAMETERS[format] * graphs) * rows

@@ -7,6 +7,7 @@ import pytest
 from edgekit.cli import run
 
 TARGET = ("--target", "android-arm64")
+SERVER = ("--target", "linux-x86_64")
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["build", "x", *TARGET, "--lengths", "garbage"], "--lengths: 'garbage' is not a list"),
         (["build", "x", *TARGET, "--lengths=-1"], "--lengths: a length is a number of tokens"),
         (["build", "x", *TARGET, "--scheme", "banana"], "--scheme: 'banana' is not a scheme"),
+        (
+            ["build", "x", "--target", "android-gpu", "--scheme", "int4-weights"],
+            "--scheme: android-gpu takes fp16 or fp32, not int4-weights (LiteRT's GPU delegate",
+        ),
+        (
+            ["build", "x", *TARGET, "--target", "cuda", "--scheme", "int8-weights"],
+            "--scheme: cuda takes fp16 or fp32, not int8-weights",
+        ),
+        (
+            ["build", "x", "--target", "torchscript-cpu", "--scheme", "int4-weights"],
+            "--scheme: torchscript-cpu takes int8-dynamic, fp16 or fp32, not int4-weights",
+        ),
+        (
+            ["build", "x", *SERVER, "--format", "torchscript", "--scheme", "int4-weights"],
+            "choose fp32, fp16 or int8-dynamic, or --format onnx or tflite",
+        ),
         (["build", "x", *TARGET, "--format", "banana"], "--format: 'banana' is not a format"),
         (["build", "x", *TARGET, "--task", "banana"], "--task: 'banana' is not a task"),
         (["build", "x", *TARGET, "--seed", "x"], "invalid value for '--seed'"),
@@ -75,6 +92,16 @@ def test_one_sentence_and_nothing_written(
     assert said in printed.err
     assert printed.err.count("\n") == 1
     assert list(here.parent.rglob("*")) == [here]
+
+
+def test_a_scheme_in_a_project_file_is_refused_as_one_on_the_command_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "edgekit.toml").write_text(
+        'model = "x"\ntarget = "android-gpu"\nscheme = "int4-weights"\n'
+    )
+    assert run(["build"]) == 2
+    assert "edgekit.toml: scheme: android-gpu takes fp16 or fp32" in capsys.readouterr().err
 
 
 def test_a_malformed_project_file_is_named_with_line_and_key(

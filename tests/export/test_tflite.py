@@ -424,6 +424,24 @@ def test_the_oldest_runtime_answers_like_torch(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int8-weights", "int4-weights"])
+@pytest.mark.parametrize("any_length", [True, False])
+def test_the_oldest_runtime_answers_as_ours_in_fewer_bits(
+    scheme: Any, any_length: bool, python_with_2_14: Path, tmp_path: Path
+) -> None:
+    """Of a model that is wide enough for 4 bits, which random weights do not survive."""
+    model = make(tmp_path / "model", "bert", hidden_size=64, intermediate_size=96)
+    rows = encoded(model, 24)
+    np.savez(tmp_path / "rows.npz", lengths=rows.lengths, **rows.arrays)
+    artifact = export_tflite(model, tmp_path, scheme=scheme, lengths=BUCKETS, any_length=any_length)
+    command = [python_with_2_14, "-c", _ASK, artifact.path, "rows.npz", "answers.npy"]
+    subprocess.run(list(map(str, command)), cwd=tmp_path, check=True, capture_output=True)
+    found = np.load(tmp_path / "answers.npy")
+    expected = np.array(run_all(artifact.path, rows, model.inputs))
+    assert np.sqrt(((found - expected) ** 2).mean()) < 0.1 * expected.std()
+
+
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(
     bert: Model, any_float: Artifact, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from tests.contents.test_static import linear_onnx, linear_tflite
 
 
 @pytest.mark.parametrize(("format", "write"), [("onnx", linear_onnx), ("tflite", linear_tflite)])
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int4-weights"])
 def test_the_peak_is_of_the_widest_layer_in_the_files_scheme(
     tmp_path: Path, format: Format, write: Any, scheme: Scheme
 ) -> None:

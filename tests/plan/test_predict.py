@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.artifact import Format, Scheme
+from edgekit.artifact import SCHEMES, Format, Scheme, cannot_hold
 from edgekit.export import export_artifact
+from edgekit.filemodel import read_file_model
 from edgekit.model import identify, load_model
 from edgekit.plan.predict import predicted_bytes, weight_bytes
+from tests.contents.test_static import linear_onnx, linear_tflite
 from tests.tiny import tiny_checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "fp16"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
     ("format", "lengths"), [("onnx", ()), ("tflite", (16, 64)), ("tflite", ()), ("torchscript", ())]
 )
@@ -22,6 +24,8 @@ def test_prediction_is_within_one_percent(
     """A model of a few megabytes: the graph around the weights no longer decides."""
     if scheme == "fp16" and format == "tflite" and not lengths:
         pytest.skip("fp16 TFLite is for GPU delegates, which need fixed lengths")
+    if cannot_hold(format, scheme):
+        pytest.skip("not to be had")
     checkpoint = tiny_checkpoint(
         tmp_path / "checkpoint",
         "bert",
@@ -43,3 +47,14 @@ def test_weight_bytes_count_each_parameter_once(tmp_path: Path) -> None:
     with safe_open(checkpoint / "model.safetensors", "np") as file:
         stored = sum(file.get_tensor(name).nbytes for name in list(file.keys()))
     assert weight_bytes(load_model(identify(str(checkpoint)), meta=True)) == stored
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_a_rewritten_file_is_predicted_too(tmp_path: Path, format: Format, scheme: Scheme) -> None:
+    source = tmp_path / f"source.{format}"
+    write = linear_onnx if format == "onnx" else linear_tflite
+    write(source, [256, 512, 1024, 6])
+    model = read_file_model(source, None)
+    written = export_artifact(model, tmp_path / "out", format, scheme)
+    assert predicted_bytes(model, format, scheme, ()) == pytest.approx(written.bytes, rel=0.05)

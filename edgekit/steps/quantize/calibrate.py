@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgekit.steps.quantize.points import Traced
 
 Method = Literal["min-max", "percentile", "mse", "entropy"]
-Scheme = Literal["int8-static", "int16x8"]
+Scheme = Literal["int8-static"]
 
 _BINS = 2048
 _BATCH = 8

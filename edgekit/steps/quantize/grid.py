@@ -1,13 +1,16 @@
-"""The int8 grid: which integers stand for which weights.
+"""The weight grids: which integers stand for which weights.
 
 Training's fake quantization and the ONNX, TFLite and TorchScript writers all take their integers
 from here, so that what was trained is what ships. Rules:
 
 1. Symmetric: zero is the integer 0, and a weight is ``integer * scale``.
-2. One scale a channel: scale = amax / 127, amax the channel's largest magnitude (float32).
-3. Integers run from -127 to 127; -128 is not used, so that negation stays on the grid.
+2. Integers of b bits run from -L to L, L = 2**(b - 1) - 1: ±127 in 8 bits, ±7 in 4, ±1 in 2. The
+   one below is not used, so that negation stays on the grid.
+3. One scale a channel: scale = amax / L, amax the channel's largest magnitude (float32). Or one
+   for each block of a channel: so many of its weights, one after the other; the last may be short.
 4. Round half to even.
-5. A channel of zeros has scale 1; so has one that float32 cannot scale (amax below 1e-30).
+5. A channel (or block) of zeros has scale 1; so has one that float32 cannot scale (amax below
+   1e-30).
 
 onnxruntime and ai-edge-quantizer have the same grid; torchao's default divides by 127.5.
 """
@@ -20,45 +23,87 @@ import numpy.typing as npt
 
 from edgekit.errors import ModelError
 
-LARGEST = 127
+LARGEST = 127  # in 8 bits
 _NOTHING = 1e-30
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 
-def int8_scales(weight: Float32, axis: int = 0) -> Float32:
-    """A scale for each channel: float32, 1-D, as long as ``weight`` is along ``axis``.
+def largest(bits: int) -> int:
+    """The largest integer of a grid of so many bits."""
+    return int(2 ** (bits - 1) - 1)
 
-    Raises ModelError when a weight is NaN or infinite.
+
+def weight_scales(
+    weight: Float32, bits: int = 8, axis: int = 0, block: int | None = None
+) -> Float32:
+    """A scale for each channel along ``axis``: float32, 1-D; or [channels, blocks].
+
+    ``block`` is for matrices. Raises ModelError when a weight is NaN or infinite.
     """
+    if block is not None:
+        cut = _blocks(weight, axis, block)
+        return weight_scales(cut.reshape(-1, block), bits).reshape(cut.shape[:2])
     others = tuple(number for number in range(weight.ndim) if number != axis % weight.ndim)
     # The larger of both ends is the largest magnitude, without a copy of the weights.
     amax = np.maximum(weight.max(others, initial=0.0), -weight.min(others, initial=0.0))
     if not np.isfinite(amax).all():
-        raise ModelError("a weight holds NaN or infinity and has no int8 grid; mend the checkpoint")
-    return np.where(amax < _NOTHING, 1, amax / LARGEST).astype(np.float32)
+        raise ModelError(
+            f"a weight holds NaN or infinity and has no int{bits} grid; mend the checkpoint"
+        )
+    return np.where(amax < _NOTHING, 1, amax / largest(bits)).astype(np.float32)
 
 
-def quantize_int8(weight: Float32, axis: int = 0) -> tuple[Int8, Float32]:
-    """Integers of ``weight``'s shape, and their scales (see ``int8_scales``)."""
-    scales = int8_scales(weight, axis)
-    steps = weight / _along(scales, weight.ndim, axis)
+def quantize(
+    weight: Float32, bits: int = 8, axis: int = 0, block: int | None = None
+) -> tuple[Int8, Float32]:
+    """Integers of ``weight``'s shape, and their scales (see ``weight_scales``)."""
+    scales = weight_scales(weight, bits, axis, block)
+    steps = weight / _along(scales, weight.shape, axis, block)
     np.rint(steps, out=steps)
-    np.clip(steps, -LARGEST, LARGEST, out=steps)
+    np.clip(steps, -largest(bits), largest(bits), out=steps)
     return steps.astype(np.int8), scales
 
 
-def dequantize_int8(integers: Int8, scales: Float32, axis: int = 0) -> Float32:
+def dequantize(integers: Int8, scales: Float32, axis: int = 0, block: int | None = None) -> Float32:
     """The weights that the integers stand for, float32."""
-    return integers.astype(np.float32) * _along(scales, integers.ndim, axis)
+    return integers.astype(np.float32) * _along(scales, integers.shape, axis, block)
 
 
-def _along(scales: Float32, ndim: int, axis: int) -> Float32:
-    """``scales`` shaped to multiply an array of ``ndim`` dimensions along ``axis``."""
-    shape = [1] * ndim
-    shape[axis] = -1
-    return scales.reshape(shape)
+def int8_scales(weight: Float32, axis: int = 0) -> Float32:
+    """``weight_scales`` of 8 bits."""
+    return weight_scales(weight, 8, axis)
+
+
+def quantize_int8(weight: Float32, axis: int = 0) -> tuple[Int8, Float32]:
+    """``quantize`` to 8 bits."""
+    return quantize(weight, 8, axis)
+
+
+def dequantize_int8(integers: Int8, scales: Float32, axis: int = 0) -> Float32:
+    """``dequantize``, a scale a channel."""
+    return dequantize(integers, scales, axis)
+
+
+def _blocks(weight: Float32, axis: int, block: int) -> Float32:
+    """A matrix cut into [channels, blocks, block], filled up with zeros."""
+    rows = np.moveaxis(weight, axis, 0)
+    channels, inputs = rows.shape
+    count = -(-inputs // block)
+    filled = np.zeros((channels, count * block), np.float32)
+    filled[:, :inputs] = rows
+    return filled.reshape(channels, count, block)
+
+
+def _along(scales: Float32, shape: tuple[int, ...], axis: int, block: int | None) -> Float32:
+    """``scales`` shaped to multiply an array of ``shape``."""
+    if block is not None:
+        inputs = shape[1 - axis % 2]
+        return np.moveaxis(np.repeat(scales, block, axis=1)[:, :inputs], 0, axis)
+    ones = [1] * len(shape)
+    ones[axis] = -1
+    return scales.reshape(ones)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,6 @@ class QuantizeAwareTrain:
 
         made = replace(model, module=copy.deepcopy(model.module))
         found = traced(made)
-        found.set_bits(16 if self.scheme == "int16x8" else 8)
         context.on_progress(0.0, "calibrating")
         encoded = draw(model, context, _CALIBRATION)
         found.set_ranges(observed_ranges(made, found, encoded, self.calibration))

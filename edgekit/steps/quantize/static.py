@@ -36,7 +36,6 @@ def traced(model: Model) -> Traced:
     example = example_inputs(model, forward)
     found = trace(forward, example.tensors, example.dimensions)
     if model.quantized is not None:
-        found.set_bits(16 if model.quantized.scheme == "int16x8" else 8)
         found.set_ranges(model.quantized.ranges)
     return found
 

@@ -1,19 +1,24 @@
-"""Dynamic int8 in ONNX: int8 weights in the file, activations quantized as they come.
+"""Weights of 8 and 4 bits in ONNX. Rules, by scheme:
 
-Rules:
-
-1. MatMul and Gemm with a constant matrix: int8 weight with a scale for each output column. The
-   other factor is quantized when the model runs, to uint8 with one scale and zero point
-   (DynamicQuantizeLinear), once however many products read it. MatMulInteger, Cast, Mul by both
-   scales and Add of the bias follow, in the order in which ONNX Runtime fuses them into one
+1. ``int8-dynamic``, MatMul and Gemm with a constant matrix: int8 weight with a scale for each
+   output column. The other factor is quantized when the model runs, to uint8 with one scale and
+   zero point (DynamicQuantizeLinear), once however many products read it. MatMulInteger, Cast, Mul
+   by both scales and Add of the bias follow, in the order in which ONNX Runtime fuses them into one
    kernel (DynamicQuantizeMatMul, or MatMulIntegerToFloat where products share an input).
-2. Gather and Slice of rows of a constant table: int8 table with a scale for each row; rows and
-   scales are picked and multiplied. Tables below 1,024 values stay as they are.
-3. Conv: int8 filter with a scale for each output channel, widened by Cast and Mul, which ONNX
-   Runtime works out once, at load: the file is small and runs as fast as float32. (The same with
-   DequantizeLinear is repeated in every run: MobileNetV2 31 instead of 15 ms. ConvInteger: 120.)
-4. All else (biases, norms, small tables) stays float32.
-5. Only operators of the ONNX standard, opset 11.
+2. ``int8-weights``, the same operators: int8 weight with a scale for each output channel, widened
+   as in rule 5; the product stays as it is, in float32.
+3. ``int4-weights``, the same operators: MatMulNBits of the domain com.microsoft, which ONNX Runtime
+   knows since 1.17; integers from -7 to 7, stored 8 higher, two to a byte, with a scale for each
+   block of 32 along the input. Accuracy level 4: the other factor is quantized to int8 by the same
+   blocks, where the CPU has a kernel for that. Add of the bias follows.
+4. All schemes, Gather and Slice of rows of a constant table: int8 table with a scale for each row;
+   rows and scales are picked and multiplied. Tables below 1,024 values stay as they are.
+5. All schemes, Conv: int8 filter with a scale for each output channel, widened by Cast and Mul,
+   which ONNX Runtime works out once, at load: the file is small and runs as fast as float32. (The
+   same with DequantizeLinear is repeated in every run: MobileNetV2 31 instead of 15 ms.
+   ConvInteger: 120.)
+6. All else (biases, norms, small tables) stays float32.
+7. But for rule 3, only operators of the ONNX standard, opset 11.
 
 Weights are signed because a product of uint8 and int8 is what x86 VNNI and Arm dotprod
 instructions compute: with uint8 weights MiniLM takes 1.6 times as long.
@@ -25,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.artifact import Scheme
 from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ModelError
-from edgekit.steps.quantize.grid import quantize_int8
+from edgekit.steps.quantize.grid import quantize, quantize_int8
 
 if TYPE_CHECKING:
     import onnx
@@ -37,9 +43,13 @@ Array = np.ndarray[Any, Any]
 _OPSET = 11  # of DynamicQuantizeLinear
 _SMALLEST_TABLE = 1024
 _FLOAT = 1  # onnx.TensorProto.FLOAT
+BLOCK = 32  # of rule 3
+_ZERO = 8  # where MatMulNBits has its zero when it is told of none
+_INT8_ACTIVATIONS = 4  # an accuracy level
+_MICROSOFT = "com.microsoft"
 
 
-def quantize_weights(model: "onnx.ModelProto") -> None:
+def quantize_weights(model: "onnx.ModelProto", scheme: Scheme) -> None:
     """Rewrite ``model`` in place by the rules above.
 
     Raises ModelError when its opset is too old, or a weight holds NaN or infinity.
@@ -48,11 +58,17 @@ def quantize_weights(model: "onnx.ModelProto") -> None:
 
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < _OPSET:
-        raise ModelError(f"int8 needs opset {_OPSET} and this file has {opset}; export it again")
+        raise ModelError(
+            f"{scheme} needs opset {_OPSET} and this file has {opset}; export it again"
+        )
     graph = model.graph
-    rewriting = _Rewriting({t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer})
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    rewriting = _Rewriting(scheme, constants)
     for node in graph.node:
         rewriting.node(node)
+    known = {entry.domain for entry in model.opset_import}
+    if _MICROSOFT not in known and any(node.domain == _MICROSOFT for node in rewriting.nodes):
+        model.opset_import.append(onnx.helper.make_opsetid(_MICROSOFT, 1))
     used = set(_used_names(graph, rewriting.nodes))
     del graph.node[:]
     graph.node.extend(rewriting.nodes)
@@ -70,13 +86,16 @@ class _Rewriting:
 
     constants: by name, old and new. nodes: the new graph so far. activations: of each tensor
     that was quantized, the names of its integers, scale and zero point. integers: of each weight
-    and kind of use, the names of its integers and scales.
+    and kind of use, the names of its integers and scales. widened: the integers that are float32
+    again, by name.
     """
 
+    scheme: Scheme
     constants: dict[str, Array]
     nodes: "list[onnx.NodeProto]" = field(default_factory=list)
     activations: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     integers: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    widened: dict[str, str] = field(default_factory=dict)
 
     def node(self, node: "onnx.NodeProto") -> None:
         """Append ``node``, or what it becomes."""
@@ -123,28 +142,41 @@ class _Rewriting:
         return True
 
     def _matmul(self, node: "onnx.NodeProto") -> bool:
-        state, weight = node.input
-        if not self._is_float(weight, 2):
+        if not self._is_float(node.input[1], 2):
             return False
-        self._product(node, state, weight, transposed=False, bias="")
-        return True
+        return self._product(node, transposed=False)
 
     def _gemm(self, node: "onnx.NodeProto") -> bool:
-        state, weight, *bias = node.input
         options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | _attributes(node)
         plain = options["alpha"] == options["beta"] == 1 and not options["transA"]
-        if not plain or not self._is_float(weight, 2):
+        if not self._is_float(node.input[1], 2):
             return False
-        transposed = bool(options["transB"])
-        self._product(node, state, weight, transposed=transposed, bias=bias[0] if bias else "")
+        return self._product(node, transposed=bool(options["transB"]), plain=plain)
+
+    def _product(self, node: "onnx.NodeProto", *, transposed: bool, plain: bool = True) -> bool:
+        """Rules 1 to 3. transposed: the weight has a row for each output, not a column.
+        plain: nothing else is done than adding a bias.
+        """
+        if self.scheme == "int8-weights":
+            self._widen(node, axis=0 if transposed else 1)
+            return True
+        if not plain:
+            return False
+        result = node.output[0]
+        biases = [name for name in node.input[2:] if name]
+        product = f"{result}.unbiased" if biases else result
+        if self.scheme == "int4-weights":
+            self._multiply_4(node, product, transposed)
+        else:
+            self._multiply_8(node, product, transposed)
+        if biases:
+            self._add("Add", [product, *biases], [result])
         return True
 
-    def _product(
-        self, node: "onnx.NodeProto", state: str, weight: str, *, transposed: bool, bias: str
-    ) -> None:
-        """Rule 1."""
+    def _multiply_8(self, node: "onnx.NodeProto", product: str, transposed: bool) -> None:
+        """Rule 1, but for the bias."""
+        state, weight = node.input[:2]
         result = node.output[0]
-        name = node.name or result
         if state not in self.activations:
             stem = f"{state}.uint8"
             self.activations[state] = stem, f"{stem}.scale", f"{stem}.zero"
@@ -153,13 +185,33 @@ class _Rewriting:
         columns = self.constants[weight].T if transposed else self.constants[weight]
         use = "transposed" if transposed else "columns"
         integers, scales = self._quantize(weight, columns, axis=1, use=use)
-        unbiased = f"{result}.unbiased" if bias else result
+        name = node.name or result
         self._add("MatMulInteger", [states, integers, zero], [f"{result}.int32"], name)
         self._add("Cast", [f"{result}.int32"], [f"{result}.unscaled"], to=_FLOAT)
         self._add("Mul", [scale, scales], [f"{result}.scale"])
-        self._add("Mul", [f"{result}.unscaled", f"{result}.scale"], [unbiased])
-        if bias:
-            self._add("Add", [unbiased, bias], [result])
+        self._add("Mul", [f"{result}.unscaled", f"{result}.scale"], [product])
+
+    def _multiply_4(self, node: "onnx.NodeProto", product: str, transposed: bool) -> None:
+        """Rule 3, but for the bias."""
+        state, weight = node.input[:2]
+        rows = self.constants[weight] if transposed else self.constants[weight].T
+        use = "int4.transposed" if transposed else "int4"
+        if (weight, use) not in self.integers:
+            self.integers[weight, use] = names = (f"{weight}.{use}", f"{weight}.{use}.scale")
+            self.constants |= dict(zip(names, _packed_blocks(rows), strict=True))
+        outputs, inputs = rows.shape
+        self._add(
+            "MatMulNBits",
+            [state, *self.integers[weight, use]],
+            [product],
+            node.name or node.output[0],
+            domain=_MICROSOFT,
+            K=inputs,
+            N=outputs,
+            bits=4,
+            block_size=BLOCK,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
 
     def _gather(self, node: "onnx.NodeProto") -> bool:
         table, rows = node.input
@@ -180,7 +232,7 @@ class _Rewriting:
         return True
 
     def _pick(self, node: "onnx.NodeProto", kind: str, table: str, which: list[str]) -> None:
-        """Rule 2."""
+        """Rule 4."""
         result = node.output[0]
         values = self.constants[table]
         rows = values.reshape(-1, values.shape[-1])
@@ -194,20 +246,26 @@ class _Rewriting:
         self._add("Mul", [f"{result}.unscaled", f"{result}.scale"], [result])
 
     def _convolution(self, node: "onnx.NodeProto") -> bool:
-        """Rule 3."""
-        weight = node.input[1]
-        filters = self.constants.get(weight)
+        filters = self.constants.get(node.input[1])
         if filters is None or filters.dtype != np.float32:
             return False
-        known = (weight, "filter") in self.integers
-        integers, scales = self._quantize(weight, filters, axis=0, use="filter")
-        self.constants[scales] = self.constants[scales].reshape(-1, *(1,) * (filters.ndim - 1))
-        if not known:
-            self._add("Cast", [integers], [f"{weight}.unscaled"], to=_FLOAT)
-            self._add("Mul", [f"{weight}.unscaled", scales], [f"{weight}.float32"])
-        node.input[1] = f"{weight}.float32"
-        self.nodes.append(node)
+        self._widen(node, axis=0)
         return True
+
+    def _widen(self, node: "onnx.NodeProto", axis: int) -> None:
+        """Rule 5: the operator as it is, its weight stored as integers."""
+        weight = node.input[1]
+        values = self.constants[weight]
+        integers, scales = self._quantize(weight, values, axis, use=f"axis{axis}")
+        stem = integers.removesuffix(".int8")
+        if integers not in self.widened:
+            self.widened[integers] = f"{stem}.float32"
+            along = [-1 if number == axis else 1 for number in range(values.ndim)]
+            self.constants[scales] = self.constants[scales].reshape(along)
+            self._add("Cast", [integers], [f"{stem}.unscaled"], to=_FLOAT)
+            self._add("Mul", [f"{stem}.unscaled", scales], [f"{stem}.float32"])
+        node.input[1] = self.widened[integers]
+        self.nodes.append(node)
 
     def _quantize(self, weight: str, values: Array, axis: int, use: str) -> tuple[str, str]:
         """Names of the integers and scales of a weight, made when first asked for."""
@@ -238,6 +296,16 @@ class _Rewriting:
 
         named = name or f"{outputs[0]}.{kind}"
         self.nodes.append(onnx.helper.make_node(kind, inputs, list(outputs), named, **options))
+
+
+def _packed_blocks(rows: Array) -> tuple[Array, Array]:
+    """Integers [outputs, blocks, 16] of two to a byte, and scales [outputs * blocks]."""
+    outputs, inputs = rows.shape
+    integers, scales = quantize(rows, bits=4, block=BLOCK)
+    stored = np.full((outputs, scales.shape[1] * BLOCK), _ZERO, np.uint8)
+    stored[:, :inputs] = integers + _ZERO
+    low, high = stored[:, 0::2], stored[:, 1::2]
+    return (low | high << 4).reshape(*scales.shape, BLOCK // 2), scales.reshape(-1)
 
 
 def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
