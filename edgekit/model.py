@@ -186,7 +186,7 @@ def save_model(model: Model, folder: Path) -> None:
     module: Any = model.module
     with quiet():
         module.save_pretrained(folder)
-    record = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
+    record: dict[str, Any] = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
     if model.quantized is not None:
         record["quantized"] = asdict(model.quantized)
     if isinstance(model.preprocessor, TextPreprocessor):
@@ -276,7 +276,9 @@ def _read_quantized(record: dict[str, Any]) -> Quantized | None:
     found = record.get("quantized")
     if found is None:
         return None
-    return Quantized(found["scheme"], {k: (low, high) for k, (low, high) in found["ranges"].items()})
+    return Quantized(
+        found["scheme"], {k: (low, high) for k, (low, high) in found["ranges"].items()}
+    )
 
 
 def _batches(rows: Array, size: int) -> Iterator[Array]:

@@ -277,7 +277,7 @@ def prove(
             artifact,
             encoded,
             answers.expected,
-            exported=lambda sample: answers_of(compressed.model, sample),
+            exported=lambda sample: answers_of(compressed.model, sample, artifact.scheme),
             rows=work.eval_rows,
             threads=threads,
             seconds=_LATENCY_SECONDS,

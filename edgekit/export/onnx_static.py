@@ -47,6 +47,7 @@ _MOVING = {
     "Identity",
     "MaxPool",
 }
+_SHAPE_KEEPING = {"LayerNormalization", "Gelu", "Add", "Tanh", "Relu", "Erf", "Mul"}
 _FEW = 64  # a constant of fewer numbers is no table
 _OFFSET = 128  # a uint8 is the integer of the grid plus this
 
@@ -97,11 +98,13 @@ class _Rewriting:
         self.done: set[int] = set()
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.marks: dict[str, tuple[int, str]] = {}
+        # Of a value: the name of all its dimensions but the last, for those that share them.
+        self.leading: dict[str, str] = {}
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         for value in graph.output:
-            self.readers.setdefault(value.name, []).append(value)  # type: ignore[arg-type]
+            self.readers.setdefault(value.name, []).append(value)
 
     def run(self) -> None:
         for node in self.graph.node:
@@ -189,18 +192,16 @@ class _Rewriting:
         self.done |= passed
         state, grid, _ = self.integers[node.input[0]]
         options = _attributes(node)
-        if node.op_type == "Conv":
-            matrix = values
-        else:
-            matrix = values if options.get("transB") else values.T
+        matrix = values if node.op_type == "Conv" or options.get("transB") else values.T
         integers, scales = quantize_int8(np.ascontiguousarray(matrix))
         scales = (scales * np.float32(factor)).astype(np.float32)
         stem = weight if f"{weight}.int8" not in self.constants else f"{node.output[0]}.weight"
         self.constants[f"{stem}.int8"] = integers
         self.constants[f"{stem}.scale"] = scales
-        self._add(
-            "DequantizeLinear", [f"{stem}.int8", f"{stem}.scale"], [f"{stem}.wide"], axis=0
-        )
+        # ONNX Runtime fuses only where the zero points are spelled out.
+        self.constants[f"zeros.{len(scales)}.int8"] = np.zeros(len(scales), np.int8)
+        inputs = [f"{stem}.int8", f"{stem}.scale", f"zeros.{len(scales)}.int8"]
+        self._add("DequantizeLinear", inputs, [f"{stem}.wide"], axis=0)
         channels = len(scales)
         total = np.zeros(channels) if bias is None else self.constants[bias].astype(np.float64)
         total = np.broadcast_to(total.reshape(-1), channels) * factor
@@ -209,9 +210,9 @@ class _Rewriting:
         name = f"{node.output[0]}.bias"
         self.constants[f"{name}.int32"] = whole
         self.constants[f"{name}.scale"] = steps.astype(np.float32)
-        self._add(
-            "DequantizeLinear", [f"{name}.int32", f"{name}.scale"], [f"{name}.wide"], axis=0
-        )
+        self.constants[f"zeros.{channels}.int32"] = np.zeros(channels, np.int32)
+        inputs = [f"{name}.int32", f"{name}.scale", f"zeros.{channels}.int32"]
+        self._add("DequantizeLinear", inputs, [f"{name}.wide"], axis=0)
         result = f"{node.output[0]}.wide"
         if node.op_type == "Conv":
             inputs = [self._floats(node.input[0]), f"{stem}.wide", f"{name}.wide"]
@@ -236,13 +237,13 @@ class _Rewriting:
             self._quantize(result, mark)
             return True
         self._quantize(result, mark, shaped_like=(node.input[0], channels))
+        self.leading[self.marks[mark][1]] = self.leading[node.input[0]]
         return True
 
-    def _tail(
-        self, node: onnx.NodeProto
-    ) -> tuple[str, float, str | None, bool, set[int]] | None:
+    def _tail(self, node: onnx.NodeProto) -> tuple[str, float, str | None, bool, set[int]] | None:
         """The value whose mark a product writes to: through bias, a factor and a ReLU."""
-        output, factor, relu, passed = node.output[0], 1.0, False, set()
+        passed: set[int] = set()
+        output, factor, relu = node.output[0], 1.0, False
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
         while True:
             readers = self.readers.get(output, [])
@@ -280,6 +281,11 @@ class _Rewriting:
         for name in node.input:
             self._wide(name)
         self.nodes.append(node)
+        if node.op_type in _SHAPE_KEEPING:
+            known = {self.leading.get(name) for name in node.input if name not in self.constants}
+            (stem,) = known if len(known) == 1 else (None,)
+            if stem is not None:
+                self.leading[node.output[0]] = stem
         for name in node.output:
             self._mark(name)
 
@@ -287,12 +293,12 @@ class _Rewriting:
         if name in self.marks:
             self._quantize(name, name)
 
-    def _quantize(
-        self, wide: str, mark: str, shaped_like: tuple[str, int] | None = None
-    ) -> None:
+    def _quantize(self, wide: str, mark: str, shaped_like: tuple[str, int] | None = None) -> None:
         """The integers of the floats ``wide``, for what reads the mark behind ``mark``."""
         number, marked = self.marks[mark]
         grid = self.grids[number]
+        if mark in self.leading:
+            self.leading[marked] = self.leading[mark]
         output = f"{marked}.uint8"
         scale, zero = self._parameters(grid, "uint8")
         if shaped_like is None:
@@ -309,10 +315,11 @@ class _Rewriting:
 
     def _shape_with(self, state: str, channels: int) -> str:
         """The shape of ``state``, worked out when the model runs, with another last dimension."""
-        stem = f"{self.integers[state][0]}.leading"
-        if stem not in self.widened:
-            self.widened.add(stem)
+        stem = self.leading.get(state)
+        if stem is None:
+            stem = f"{self.integers[state][0]}.leading"
             self._add("Shape", [self.integers[state][0]], [stem], start=0, end=-1)
+            self.leading[state] = stem
         name = f"{stem}.{channels}"
         if name not in self.widened:
             self.widened.add(name)

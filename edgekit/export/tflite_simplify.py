@@ -33,7 +33,18 @@ from edgekit.export.tflite_graph import (
 )
 
 # Operators that work element by element, or within the last axis.
-_POINTWISE = {"ADD", "SUB", "MUL", "SOFTMAX", "GELU", "LOGISTIC", "RELU", "TANH", "MAXIMUM", "MINIMUM"}
+_POINTWISE = {
+    "ADD",
+    "SUB",
+    "MUL",
+    "SOFTMAX",
+    "GELU",
+    "LOGISTIC",
+    "RELU",
+    "TANH",
+    "MAXIMUM",
+    "MINIMUM",
+}
 
 
 def simplify(graph: Graph) -> None:

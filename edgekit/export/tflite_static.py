@@ -8,11 +8,11 @@ Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp
 2. Operators that only move numbers move integers, on their input's grid.
 3. All else takes floats (DEQUANTIZE) and gives floats; a mark behind it is a QUANTIZE.
 4. A product's weight: int8, a scale for each output channel; its bias int32 on the scale of state
-   times weight. tflite-runtime before 2.17 has one scale for a FULLY_CONNECTED's weight and reads
-   no other: ``per_tensor`` is for those.
+   times weight. A FULLY_CONNECTED becomes a CONV_2D of one by one: before version 12 of the
+   operator, which tflite-runtime 2.14 does not know, it has one scale for the whole weight. XNNPACK
+   runs both as the same product, in the same time.
 5. Tables are int8 on one scale, and rows leave them as integers.
 6. The outputs are float, unless ``integer_ends``: then inputs and outputs are int8 as well.
-7. 16 bits (``int16x8``): activations int16 on zero point 0, biases int64, weights as in 4.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from edgekit.export.tflite_graph import (
 from edgekit.steps.quantize.fake import MARK
 from edgekit.steps.quantize.grid import Float32, Grid, Int8, int8_scales, quantize_int8
 
-# Operators with kernels for int8 and for int16, and the versions that those ask for
-# (op_version.cc in TensorFlow).
+# Operators with kernels for int8, and the versions that those ask for (op_version.cc in
+# TensorFlow).
 _VERSIONS = {
-    "ADD": (2, 2),
-    "BATCH_MATMUL": (2, 3),
-    "CONV_2D": (3, 4),
-    "DEPTHWISE_CONV_2D": (3, 5),
-    "FULLY_CONNECTED": (4, 7),
-    "GELU": (2, 2),
-    "LOGISTIC": (2, 3),
-    "MEAN": (2, 3),
-    "SOFTMAX": (2, 3),
-    "TANH": (2, 3),
+    "ADD": 2,
+    "BATCH_MATMUL": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "GELU": 2,
+    "LOGISTIC": 2,
+    "MEAN": 2,
+    "SOFTMAX": 2,
+    "TANH": 2,
 }
 _MOVING = {
-    "RESHAPE": (1, 1),
-    "TRANSPOSE": (2, 4),
-    "SLICE": (2, 4),
-    "STRIDED_SLICE": (2, 4),
-    "EXPAND_DIMS": (1, 1),
-    "SQUEEZE": (1, 1),
-    "PAD": (2, 3),
-    "MAX_POOL_2D": (2, 3),
+    "RESHAPE": 1,
+    "TRANSPOSE": 2,
+    "SLICE": 2,
+    "STRIDED_SLICE": 2,
+    "EXPAND_DIMS": 1,
+    "SQUEEZE": 1,
+    "PAD": 2,
+    "MAX_POOL_2D": 2,
 }
 _PRODUCTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 _RELUS = {"RELU": 1, "RELU6": 3}  # and their numbers as fused activations
-_PER_CHANNEL_FULLY_CONNECTED = 12
 _EMBEDDING_LOOKUP_INT8 = 3
-_DEQUANTIZE_INT8, _DEQUANTIZE_INT16 = 2, 3
+_DEQUANTIZE_INT8 = 2
+_REQUANTIZE = 2
 _FEW = 64  # a constant of fewer numbers is no table
 
 
@@ -75,7 +75,6 @@ def quantize_static(
     grids: Sequence[Grid],
     tables: Mapping[str, float],
     *,
-    per_tensor: bool = False,
     integer_ends: bool = False,
 ) -> None:
     """Rewrite ``program`` in place by the rules above.
@@ -83,7 +82,7 @@ def quantize_static(
     grids: of each mark, by its number. tables: the scale of each table by its name; one that is
     not named has the scale of its largest number. Raises ExportError when a mark is lost.
     """
-    weights = _Weights(dict(tables), per_tensor)
+    weights = _Weights(dict(tables))
     for graph in program.graphs:
         made = _Rewriting(graph, grids, weights, integer_ends)
         graph.operators = made.operators
@@ -94,18 +93,18 @@ def quantize_static(
 class _Weights:
     """The integers of each constant, made once however many graphs hold it."""
 
-    def __init__(self, tables: Mapping[str, float], per_tensor: bool) -> None:
-        self.tables, self.per_tensor = tables, per_tensor
+    def __init__(self, tables: Mapping[str, float]) -> None:
+        self.tables = tables
         # The float bytes are kept as well: while they live, their id is theirs alone.
         self._made: dict[tuple[int, str], tuple[Bytes, Int8, Float32]] = {}
 
     def product(self, weight: Tensor, kind: str) -> tuple[Int8, Float32]:
-        """Integers, and a scale for each output channel, or one for all."""
-        values = weight.values()
-        if kind == "FULLY_CONNECTED" and self.per_tensor:
-            flat, scale = self._once(weight, "one", values.reshape(1, -1), 0)
-            return flat.reshape(values.shape), scale
-        return self._once(weight, kind, values, _PRODUCTS[kind])
+        """Integers, and a scale for each output channel."""
+        assert weight.data is not None
+        key = id(weight.data), kind
+        if key not in self._made:
+            self._made[key] = weight.data, *quantize_int8(weight.values(), _PRODUCTS[kind])
+        return self._made[key][1:]
 
     def table(self, table: Tensor) -> tuple[Int8, Float32]:
         """Integers on one scale."""
@@ -118,15 +117,6 @@ class _Weights:
         if key not in self._made:
             integers = np.clip(np.rint(values / np.float32(known)), -127, 127).astype(np.int8)
             self._made[key] = table.data, integers, np.array([known], np.float32)
-        return self._made[key][1:]
-
-    def _once(
-        self, weight: Tensor, kind: str, values: Float32, axis: int
-    ) -> tuple[Int8, Float32]:
-        assert weight.data is not None
-        key = id(weight.data), kind
-        if key not in self._made:
-            self._made[key] = weight.data, *quantize_int8(values, axis)
         return self._made[key][1:]
 
 
@@ -150,6 +140,7 @@ class _Rewriting:
         # Of each value of the old graph: its integers, and whether they were widened already.
         self.integers: dict[int, tuple[Tensor, Grid]] = {}
         self.widened: set[int] = set()
+        self.pictures: dict[int, Tensor] = {}
         for tensor in graph.inputs:
             self._mark(tensor)
         for op in graph.operators:
@@ -208,7 +199,7 @@ class _Rewriting:
         """Rule 2."""
         state, grid = self.integers[id(op.inputs[0])]
         output = self._made(op.outputs[0], grid)
-        version = _MOVING[op.kernel.name][grid.bits == 16]
+        version = _MOVING[op.kernel.name]
         made = operator(op.kernel.name, [state, *op.inputs[1:]], [output], version=version)
         made.fields = op.fields
         self.operators.append(made)
@@ -260,29 +251,28 @@ class _Rewriting:
         inputs: list[Tensor | None] = [
             self.integers[id(t)][0] if id(t) in self.integers else t for t in op.inputs
         ]
-        version = _VERSIONS[kind][grid.bits == 16]
         if product:
-            inputs[1:], per_channel = self._product(op, factor)
-            if kind == "FULLY_CONNECTED" and per_channel:
-                version = _PER_CHANNEL_FULLY_CONNECTED
-        made = operator(kind, inputs, [output], version=version)
-        made.fields = copy.copy(op.fields)
-        if activation:
-            made.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
-            made.fields.builtinOptions.fusedActivationFunction = activation
-        self.operators.append(made)
+            inputs[1:] = self._product(op, factor)
+        if kind == "FULLY_CONNECTED":
+            self._convolve(inputs, output, activation)
+        else:
+            made = operator(kind, inputs, [output], version=_VERSIONS[kind])
+            made.fields = copy.copy(op.fields)
+            if activation:
+                made.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
+                made.fields.builtinOptions.fusedActivationFunction = activation
+            self.operators.append(made)
         self._settle(mark, output, grid)
         self._settle(marked, output, grid)
         return True
 
-    def _tail(
-        self, output: Tensor, product: bool
-    ) -> tuple[Tensor, float, int, set[int]] | None:
+    def _tail(self, output: Tensor, product: bool) -> tuple[Tensor, float, int, set[int]] | None:
         """The value whose mark an operator writes to; the factor and ReLU before it.
 
         Also the operators that go into the kernel. ``None`` when somebody reads a float.
         """
-        factor, activation, passed = 1.0, 0, set()
+        passed: set[int] = set()
+        factor, activation = 1.0, 0
         while True:
             readers = self.readers.get(id(output), [])
             if len(readers) != 1:
@@ -300,7 +290,7 @@ class _Rewriting:
             passed.add(id(reader))
             output = reader.outputs[0]
 
-    def _product(self, op: Operator, factor: float) -> tuple[list[Tensor | None], bool]:
+    def _product(self, op: Operator, factor: float) -> list[Tensor | None]:
         """Weight and bias by rule 4, with the factor in their scales."""
         state, weight, *rest = op.inputs
         assert weight is not None and state is not None
@@ -310,15 +300,39 @@ class _Rewriting:
         axis = _PRODUCTS[op.kernel.name]
         stored = constant(weight.name, integers, _on_grid(None, scales, 0, axis))
         bias = rest[0] if rest else None
-        if bias is None:
-            return [stored, None], len(scales) > 1
+        floats = np.zeros(len(scales)) if bias is None else bias.values().astype(np.float64)
         steps = np.float64(grid.scale) * scales.astype(np.float64)
-        whole = np.rint(bias.values().astype(np.float64) * factor / steps)
-        wide = grid.bits == 16
-        limit = 2 ** (39 if wide else 31) - 1
-        whole = np.clip(whole, -limit, limit).astype(np.int64 if wide else np.int32)
+        whole = np.clip(np.rint(floats * factor / steps), 1 - 2**31, 2**31 - 1).astype(np.int32)
+        name = f"{weight.name}.bias" if bias is None else bias.name
         fields = _on_grid(None, steps.astype(np.float32), 0)
-        return [stored, constant(bias.name, whole, fields)], len(scales) > 1
+        return [stored, constant(name, whole, fields)]
+
+    def _convolve(self, inputs: list[Tensor | None], output: Tensor, activation: int) -> None:
+        """Rule 4: rows as the pixels of a picture that is one pixel high."""
+        state, weight, bias = inputs
+        assert state is not None and weight is not None and bias is not None
+        outer, inner = weight.shape
+        filters = constant(weight.name, weight.values().reshape(outer, 1, 1, inner), weight.fields)
+        if id(state) not in self.pictures:
+            shape = [1, 1, -1, inner]
+            self.pictures[id(state)] = _reshaped_like(state, f"{state.name}.picture", shape)
+            self._reshape(state, self.pictures[id(state)], f"picture.{inner}", shape)
+        made = _reshaped_like(output, f"{output.name}.picture", [1, 1, -1, outer])
+        options = schema().Conv2DOptionsT()
+        options.strideW = options.strideH = 1
+        options.dilationWFactor = options.dilationHFactor = 1
+        options.fusedActivationFunction = activation
+        inputs = [self.pictures[id(state)], filters, bias]
+        version = _VERSIONS["CONV_2D"]
+        self.operators.append(operator("CONV_2D", inputs, [made], version=version, options=options))
+        signature = output.fields.shapeSignature
+        free = list(output.shape) if signature is None else [int(size) for size in signature]
+        self._reshape(made, output, f"{output.name}.shape", free)
+
+    def _reshape(self, state: Tensor, output: Tensor, name: str, shape: list[int]) -> None:
+        target = constant(name, np.array(shape, np.int32))
+        options = schema().ReshapeOptionsT()
+        self.operators.append(operator("RESHAPE", [state, target], [output], options=options))
 
     def _float(self, op: Operator) -> None:
         """Rule 3."""
@@ -345,23 +359,24 @@ class _Rewriting:
                 self.integers[id(marked)] = integers, grid
             elif id(marked) not in self.integers:
                 output = self._made(marked, self.grids[number])
-                self.operators.append(operator("QUANTIZE", [integers], [output], version=2))
+                self.operators.append(
+                    operator("QUANTIZE", [integers], [output], version=_REQUANTIZE)
+                )
                 self.integers[id(marked)] = output, self.grids[number]
 
     def _wide(self, tensor: Tensor) -> Tensor:
         """The floats of a value of the old graph: itself, behind a DEQUANTIZE where need be."""
         if id(tensor) in self.integers and id(tensor) not in self.widened and tensor.data is None:
-            stored, grid = self.integers[id(tensor)]
-            version = _DEQUANTIZE_INT16 if grid.bits == 16 else _DEQUANTIZE_INT8
+            stored, _ = self.integers[id(tensor)]
+            version = _DEQUANTIZE_INT8
             self.operators.append(operator("DEQUANTIZE", [stored], [tensor], version=version))
             self.widened.add(id(tensor))
         return tensor
 
     def _made(self, like: Tensor, grid: Grid) -> Tensor:
         """A new value on a grid, of the shape of ``like``."""
-        kind = schema().TensorType.INT16 if grid.bits == 16 else schema().TensorType.INT8
         fields = _on_grid(like.fields, np.array([grid.scale], np.float32), grid.zero)
-        return Tensor(f"{like.name}.int{grid.bits}", kind, like.shape, fields=fields)
+        return Tensor(f"{like.name}.int8", schema().TensorType.INT8, like.shape, fields=fields)
 
 
 def _mark_number(op: Operator, kind: str) -> int | None:
@@ -384,6 +399,17 @@ def _scaling(op: Operator, value: Tensor) -> float | None:
         return None
     number = float(factor.values().reshape(-1)[0])
     return number if number > 0 else None
+
+
+def _reshaped_like(state: Tensor, name: str, shape: list[int]) -> Tensor:
+    """Another value on the grid of ``state``; -1 where the size varies from run to run."""
+    made = Tensor(name, state.type, tuple(shape), fields=copy.copy(state.fields))
+    rows = int(np.prod(state.shape, dtype=np.int64)) // shape[-1]
+    made.shape = tuple(rows if size < 0 else size for size in shape)
+    free = state.fields.shapeSignature
+    varies = free is not None and any(int(size) < 0 for size in free)
+    made.fields.shapeSignature = shape if varies else None
+    return made
 
 
 def _is_float_constant(tensor: Tensor | None) -> bool:

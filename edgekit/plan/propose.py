@@ -6,7 +6,8 @@ Rules:
 2. Otherwise steps are added in order of harm, least first, until every target fits the size
    limit: the target's own scheme alone, then a trimmed vocabulary with as many common words
    as there is room for.
-3. Sizes come from applying the steps to the model on the meta device and counting what the
+3. A static scheme takes its ranges from a step; where none is named, ``calibrate`` comes last.
+4. Sizes come from applying the steps to the model on the meta device and counting what the
    writer will store; no weight is read.
 """
 

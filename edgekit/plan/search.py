@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Format, Scheme
+from edgekit.artifact import STATIC, Format, Scheme, one_of
 from edgekit.bundle.write import app_files
 from edgekit.errors import RecipeError, UsageError
 from edgekit.export.lengths import choose_lengths, default_lengths
@@ -34,7 +34,7 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     if work.data.eval is None:
         notes.append("no data: the accuracy of the files is not proven; give --data and --eval")
     tried: list[Draft] = []
-    for steps in _candidates(work, notes):
+    for steps in _candidates(work, targets, notes):
         tried.append(_draft(work, targets, steps))
         if limit is None or tried[-1].largest <= limit:
             break
@@ -71,6 +71,7 @@ def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ..
     model = work.outline
     if not isinstance(model, FileModel):
         model = apply_steps([spec.step for spec in steps], model, context)
+        _check_grids(work, model, targets)
     lengths = _lengths(work, model) if _needs_lengths(work, model, targets) else ()
     predicted = tuple(_predict(work, model, target, lengths) for target in targets)
     tokens = 0
@@ -79,20 +80,50 @@ def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ..
     return Draft(steps, lengths, predicted, tokens)
 
 
-def _candidates(work: Workbench, notes: list[str]) -> list[tuple[StepSpec, ...]]:
+def _candidates(
+    work: Workbench, targets: Sequence[Target], notes: list[str]
+) -> list[tuple[StepSpec, ...]]:
     """Step lists to try, in order of harm (rule 2 of ``propose``)."""
-    if work.settings.steps:
-        return [work.settings.steps]
     if isinstance(work.outline, FileModel):
         return [()]
+    last = _calibration(work, targets, notes)
+    if work.settings.steps:
+        return [(*work.settings.steps, *last)]
     trim = make_step("trim-vocabulary", {})
     try:
         trim.step.requires(work.outline, Context(work.data.train, work.settings.seed))
     except RecipeError as error:
         if work.settings.budget.size is not None:
             notes.append(f"the vocabulary cannot be made smaller ({error})")
-        return [()]
-    return [(), (trim,)]
+        return [last]
+    return [last, (trim, *last)]
+
+
+def _calibration(
+    work: Workbench, targets: Sequence[Target], notes: list[str]
+) -> tuple[StepSpec, ...]:
+    """The step that a static scheme needs when no other finds ranges (rule 3 of ``propose``)."""
+    if not any((work.settings.scheme or target.scheme) in STATIC for target in targets):
+        return ()
+    found = any(spec.name in ("calibrate", "quantize-aware-train") for spec in work.settings.steps)
+    assert not isinstance(work.outline, FileModel)
+    if found or work.outline.quantized is not None:
+        return ()
+    notes.append(
+        "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
+    )
+    return (make_step("calibrate", {}),)
+
+
+def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> None:
+    """Refuse a model trained or calibrated for a scheme that no target is built with."""
+    schemes = [work.settings.scheme or target.scheme for target in targets]
+    if model.quantized is not None and model.quantized.scheme not in schemes:
+        raise RecipeError(
+            f"the steps put the model on the grids of {model.quantized.scheme}, and the files are "
+            f"{one_of(tuple(dict.fromkeys(schemes)))}; add --scheme {model.quantized.scheme}, or "
+            "leave the step out"
+        )
 
 
 def _spend_the_rest(
@@ -107,7 +138,8 @@ def _spend_the_rest(
         if more <= 0:
             break
         trim = make_step("trim-vocabulary", {"common": common + more})
-        draft = _draft(work, targets, (*trimmed.steps[:-1], trim))
+        steps = (trim if spec.name == trim.name else spec for spec in trimmed.steps)
+        draft = _draft(work, targets, tuple(steps))
         if draft.largest > limit * _MARGIN:
             break
         best, common = draft, common + more
@@ -123,6 +155,12 @@ def _check_file(model: FileModel, settings: Settings, targets: Sequence[Target])
             "the checkpoint"
         )
     for target in targets:
+        scheme = settings.scheme or target.scheme
+        if scheme in STATIC:
+            raise UsageError(
+                f"{path} is an exported file, and {scheme} looks at the activations of a "
+                "checkpoint; give the checkpoint, or choose --scheme int8-dynamic"
+            )
         if any(each != format for each in settings.formats or target.formats):
             takes = ", ".join(settings.formats or target.formats)
             raise UsageError(

@@ -80,7 +80,7 @@ class Point(nn.Module):
         elif self.mode == "mark":
             return torch.clamp(values, -float(MARK + self.number), float(MARK + self.number))
         elif self.mode == "fake":
-            rounded: Tensor = _Round.apply(values, *self._ends(), self.grid)
+            rounded: Tensor = _round(values, *self._ends(), self.grid)
             return rounded
         return values
 
@@ -96,7 +96,7 @@ class Weight(nn.Module):
         if self.mode != "fake":
             return weight
         amax = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-        rounded: Tensor = _Snap.apply(weight, _scale(amax))
+        rounded: Tensor = _snap(weight, _scale(amax))
         return rounded
 
 
@@ -112,7 +112,7 @@ class Table(nn.Module):
             return rows
         whole = (rows if table is None else table).detach()
         amax = torch.maximum(whole.max(), -whole.min())
-        rounded: Tensor = _Snap.apply(rows, _scale(amax))
+        rounded: Tensor = _snap(rows, _scale(amax))
         return rounded
 
 
@@ -124,11 +124,11 @@ class _Snap(torch.autograd.Function):
     """Symmetric rounding of weights; the gradient is that of the weight itself."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
         return (weight / scale).round_().clamp_(-LARGEST, LARGEST).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient, None
 
 
@@ -140,9 +140,7 @@ class _Round(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, values: Tensor, low: Tensor, high: Tensor, grid: Grid
-    ) -> Tensor:
+    def forward(ctx: Any, values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
         rounded = torch.fake_quantize_per_tensor_affine(
             values, grid.scale, grid.zero, grid.lowest, grid.highest
         )
@@ -151,7 +149,7 @@ class _Round(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         values, rounded = ctx.saved_tensors
         least, most = ctx.grid.range
         below, above = values < least, values > most
@@ -162,3 +160,8 @@ class _Round(torch.autograd.Function):
             low = gradient[below].sum() - error
             high = gradient[above].sum() + error
         return inside, low, high, None
+
+
+# torch's typing does not know what a Function takes.
+_snap: Any = _Snap.apply
+_round: Any = _Round.apply

@@ -120,11 +120,11 @@ class Grid:
 
     @property
     def lowest(self) -> int:
-        return -(2 ** (self.bits - 1))
+        return int(-(2 ** (self.bits - 1)))
 
     @property
     def highest(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return int(2 ** (self.bits - 1) - 1)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -153,4 +153,5 @@ def activation_grid(low: float, high: float, bits: int = 8) -> Grid:
 def quantize_activation(values: Float32, grid: Grid) -> npt.NDArray[np.int32]:
     """Integers of ``values``; what is beyond the grid takes its ends."""
     steps = np.rint(values / np.float32(grid.scale)) + grid.zero
-    return np.clip(steps, grid.lowest, grid.highest).astype(np.int32)
+    integers: npt.NDArray[np.int32] = np.clip(steps, grid.lowest, grid.highest).astype(np.int32)
+    return integers

@@ -26,17 +26,18 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgekit.steps.quantize.fake import Mode, Point, Table, Weight
 
-if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+# torch.fx's types for a node's target and arguments are unions that no check narrows.
+Node = Any
+GraphModule = Any
 
 _aten = torch.ops.aten
 
@@ -90,7 +91,7 @@ class Traced:
     islands: what stays float between two points, as ``name (operator)``.
     """
 
-    module: "GraphModule"
+    module: GraphModule
     points: Mapping[str, Point]
     weights: Mapping[str, Weight | Table]
     islands: tuple[str, ...]
@@ -230,9 +231,7 @@ class _Placing:
         named = self.names.get(operand, operand.name)
         return self._point(operand, f"{named}.input" if operand.op == "placeholder" else named)
 
-    def _point(
-        self, node: Any, name: str, fixed: tuple[float, float] | None = None
-    ) -> Any:
+    def _point(self, node: Any, name: str, fixed: tuple[float, float] | None = None) -> Any:
         """A point behind ``node`` for all that read it."""
         unique, number = name, 1
         while unique in self.points:
@@ -259,9 +258,7 @@ class _Placing:
         if constant not in self.constants:
             part = Weight()
             self.weights[constant.target] = part
-            self.constants[constant] = self._insert(
-                constant, f"weight_{len(self.weights)}", part
-            )
+            self.constants[constant] = self._insert(constant, f"weight_{len(self.weights)}", part)
         return self.constants[constant]
 
     def _table(self, constant: Any) -> None:
@@ -341,7 +338,7 @@ def _names(graph: Any) -> dict[Any, str]:
         kind = str(node.target).split(".")[1]
         weights = [a for a in node.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"]
         if weights:
-            parts = weights[0].target.removeprefix("module.").split(".")
+            parts = str(weights[0].target).removeprefix("module.").split(".")
             names[node] = ".".join(parts[:-1]) or parts[-1]
             numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
             layer = ".".join(parts[: numbers[-1] + 1]) if numbers else ""
@@ -365,7 +362,8 @@ def _fold_norms(module: Any) -> None:
             if product.target not in _PRODUCTS or not _only_use(product):
                 continue
             scale, bias, mean, variance = (
-                module.get_parameter(a.target) if a.target in dict(module.named_parameters())
+                module.get_parameter(a.target)
+                if a.target in dict(module.named_parameters())
                 else module.get_buffer(a.target)
                 for a in node.args[1:5]
             )
@@ -373,7 +371,7 @@ def _fold_norms(module: Any) -> None:
             weight = module.get_parameter(product.args[1].target)
             factor = scale / torch.sqrt(variance + epsilon)
             old = product.args[2] if len(product.args) > 2 else None
-            shift = module.get_parameter(old.target) if old is not None else 0.0
+            shift: Any = module.get_parameter(old.target) if old is not None else 0.0
             bias.copy_(bias + (shift - mean) * factor)
             if old is not None:
                 shift.zero_()

@@ -165,7 +165,11 @@ def table_scales(found: Traced) -> dict[str, float]:
 
 
 def _norm_by_hand(
-    states: torch.Tensor, shape: Any, weight: torch.Tensor, bias: torch.Tensor, epsilon: float,
+    states: torch.Tensor,
+    shape: Any,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
     *_: Any,
 ) -> torch.Tensor:
     centred = states - states.mean(-1, keepdim=True)
@@ -205,5 +209,5 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
 
 
 def _tensor(module: Any, name: str) -> torch.Tensor:
-    tensor: torch.Tensor = dict(module.named_parameters()).get(name)
-    return tensor if tensor is not None else module.get_buffer(name)
+    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
+    return parameters[name] if name in parameters else module.get_buffer(name)
