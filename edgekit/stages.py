@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgekit import __version__
-from edgekit.artifact import Artifact, Format, sha256
+from edgekit.artifact import STATIC, Artifact, Format, sha256
 from edgekit.budget import Verdict
 from edgekit.errors import ProofError
 from edgekit.events import Event, Sink
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from edgekit.filemodel import FileModel
     from edgekit.measure.proof import Expected
     from edgekit.model import Model
+    from edgekit.preprocess import Encoded
 
 # How long latency is sampled, in seconds. The median over mixed lengths settles within it.
 _LATENCY_SECONDS = 2.0
+# How long a file runs beside its float32 form.
+_COMPARISON_SECONDS = 1.0
 
 
 def open_workbench(settings: Settings, store: Store, on_event: Sink) -> Workbench:
@@ -193,10 +196,15 @@ def answer_originally(work: Workbench) -> Answers:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file in the store."""
+    """A file in the store, and the float32 file of the same graphs where there is one."""
 
     artifact: Artifact
     entry: Entry
+
+    @property
+    def plain(self) -> Artifact | None:
+        path = self.entry.path / "float32" / self.artifact.path.name
+        return replace(self.artifact, path=path, scheme="fp32") if path.is_file() else None
 
 
 def export(
@@ -217,7 +225,10 @@ def export(
     def produce(folder: Path) -> None:
         from edgekit.export import export_artifact
 
-        artifact = export_artifact(compressed.model, folder, format, scheme, lengths, any_length)
+        beside = None if scheme == "fp32" else folder / "float32"
+        artifact = export_artifact(
+            compressed.model, folder, format, scheme, lengths, any_length, beside
+        )
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 
     entry = _run(work, "export", f"writing {format} {scheme}", inputs, produce)
@@ -282,6 +293,7 @@ def prove(
             threads=threads,
             seconds=_LATENCY_SECONDS,
         )
+        record |= _proofs(compressed, exported, encoded, threads)
         for name, found in record["parity"].items():
             reason = too_far(Difference(**found), target, artifact.scheme)
             if reason is not None:
@@ -296,6 +308,33 @@ def prove(
     title = f"proving {exported.artifact.path.name} in a fresh process"
     entry = _run(work, "prove", title, inputs, produce)
     return Proof(_read(entry.path / "record.json"), _read(entry.path / "golden.json"), entry)
+
+
+def _proofs(
+    compressed: Compressed, exported: Exported, encoded: "Encoded", threads: int
+) -> dict[str, Any]:
+    """Of a quantized file: its integers, its float islands, its speed beside the float file."""
+    from edgekit.contents.islands import float_islands
+    from edgekit.filemodel import FileModel
+    from edgekit.measure.integers import check_integers
+    from edgekit.measure.speedup import against_float
+
+    artifact, plain = exported.artifact, exported.plain
+    found: dict[str, Any] = {}
+    if not isinstance(compressed.model, FileModel):
+        integers = check_integers(artifact, compressed.model)
+        found |= {} if integers is None else {"integers": integers}
+    if artifact.scheme in STATIC:
+        from edgekit.steps.quantize.static import output_step
+
+        found["float_islands"] = float_islands(artifact.path)
+        found["output_step"] = output_step(cast("Model", compressed.model))
+    if plain is not None:
+        seconds = _COMPARISON_SECONDS
+        found["against_float"] = against_float(
+            artifact, plain, encoded, threads=threads, seconds=seconds
+        )
+    return found
 
 
 def prove_elsewhere(

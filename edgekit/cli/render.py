@@ -259,6 +259,8 @@ def _show_bundle(bundle: "BundleResult", original_bytes: int) -> None:
         right=range(1, len(records) + 2),
     )
     typer.echo(dim(f"measured on {_device(records[0])}, {records[0]['rows']} rows"))
+    for name, record in bundle.figures.items():
+        _show_quantization(name, record)
     show_verdict(bundle.verdict)
     typer.echo(f"{bundle.path}  next: edgekit verify {bundle.path}")
 
@@ -425,7 +427,37 @@ def _running(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]
         ("load", [format_seconds(r["load_seconds"]) for r in records]),
         ("first run", [format_seconds(r["first_run_seconds"]) for r in records]),
         ("peak memory", [_bytes(r["peak_memory"]) for r in records]),
+        *(
+            [("beside float32", [_beside_float(r) for r in records])]
+            if any("against_float" in r for r in records)
+            else []
+        ),
+        *(
+            [("integers", [_integers(r) for r in records])]
+            if any("integers" in r for r in records)
+            else []
+        ),
     ]
+
+
+def _beside_float(record: Mapping[str, Any]) -> str:
+    found = record.get("against_float")
+    return "" if found is None else f"{found['ratio']:.2f}x its time"
+
+
+def _integers(record: Mapping[str, Any]) -> str:
+    found = record.get("integers")
+    return "" if found is None else f"{found['tensors']} tensors as trained"
+
+
+def _show_quantization(name: str, record: Mapping[str, Any]) -> None:
+    """What else there is to know of a quantized file: what stays float, and what holds it up."""
+    islands = record.get("float_islands", ())
+    if islands:
+        kinds = ", ".join(f"{each['count']} {each['op']}" for each in islands)
+        typer.echo(dim(f"{name}: in float, {kinds} (the manifest says why)"))
+    for reason in record.get("against_float", {}).get("reasons", ()):
+        typer.echo(dim(f"{name} is no faster than its float32 form: {reason}"))
 
 
 def _bytes(count: int | None) -> str:

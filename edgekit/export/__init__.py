@@ -21,11 +21,14 @@ def export_artifact(
     scheme: Scheme,
     lengths: Sequence[int] = (),
     any_length: bool = False,
+    beside: Path | None = None,
 ) -> Artifact:
     """Write the model into ``folder`` in one format.
 
     lengths: the buckets of TFLite. any_length: one TFLite signature for any length instead,
-    where the graph allows it. Raises ExportError when the format cannot hold the model,
+    where the graph allows it. beside: a folder that takes the same graphs in float32 as well,
+    where the format's writer has them at hand (ONNX and TFLite of a checkpoint). Raises
+    ExportError when the format cannot hold the model,
     ModelError for an exported file that cannot be brought to the scheme.
     """
     if isinstance(model, FileModel):
@@ -33,11 +36,18 @@ def export_artifact(
     if format == "onnx":
         from edgekit.export.onnx import export_onnx
 
-        return export_onnx(model, folder, scheme=scheme)
+        return export_onnx(model, folder, scheme=scheme, beside=beside)
     if format == "tflite":
         from edgekit.export.tflite import export_tflite
 
-        return export_tflite(model, folder, scheme=scheme, lengths=lengths, any_length=any_length)
+        return export_tflite(
+            model,
+            folder,
+            scheme=scheme,
+            lengths=lengths,
+            any_length=any_length,
+            beside=beside,
+        )
     from edgekit.export.torchscript import export_torchscript
 
     return export_torchscript(model, folder, scheme=scheme)

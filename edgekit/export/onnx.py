@@ -38,7 +38,7 @@ _FILE = "model.onnx"
 _INTEGER_MARKS = ("Quantize", "Integer", "QLinear", "QAttention", "QGemm", "NBits")
 
 
-def export_onnx(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
+def export_onnx(model: Model, out: Path, *, scheme: Scheme, beside: Path | None = None) -> Artifact:
     """Write ``out/model.onnx``.
 
     Inputs by the model's names: ids int64 [batch, length], pictures float32 [batch, C, H, W].
@@ -46,22 +46,26 @@ def export_onnx(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
     cannot export the module, or the file would exceed 2 GB.
     """
     if scheme in STATIC:
-        return _write(_static(model), out / _FILE, scheme)
+        return _write(_static(model, beside), out / _FILE, scheme)
     forward = export_forward(model)
     proto = _trace(model, forward)
     _tidy(proto)
     _name_weights(proto.graph, forward)
+    if beside is not None:
+        _write(proto, beside / _FILE, "fp32")
     return _write(_apply(proto, scheme), out / _FILE, scheme)
 
 
-def _static(model: Model) -> "onnx.ModelProto":
-    from edgekit.export.onnx_static import quantize_static
+def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
+    from edgekit.export.onnx_static import quantize_static, without_marks
     from edgekit.steps.quantize.static import grids, marked, table_scales
 
     found = marked(model)
     proto = _trace(model, found.module)
     _tidy(proto)
     _name_weights(proto.graph, found.module)
+    if beside is not None:
+        _write(without_marks(proto), beside / _FILE, "fp32")
     quantize_static(proto, grids(found), table_scales(found))
     return proto
 

@@ -407,3 +407,30 @@ def check_marks(model: onnx.ModelProto, count: int) -> None:
     found = sum(node.op_type == "Clip" for node in model.graph.node)
     if found < count:
         raise ExportError("torch has left marks out of the graph; choose --scheme int8-dynamic")
+
+
+def without_marks(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the same model in float32, its marks taken out."""
+    import onnx
+
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    graph = plain.graph
+    limits = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) == 4
+        if MARK <= float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0]) < 2 * MARK
+    }
+    marks = [n for n in graph.node if n.op_type == "Clip" and n.input[-1] in limits]
+    behind = {node.output[0]: node.input[0] for node in marks}
+    ends = {value.name for value in graph.output}
+    for node in marks:
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [behind.get(name, name) for name in node.input]
+        # What an output stood behind takes the output's name.
+        node.output[:] = [
+            next((end for end in ends if behind.get(end) == name), name) for name in node.output
+        ]
+    return plain

@@ -63,12 +63,14 @@ def export_tflite(
     scheme: Scheme,
     lengths: Sequence[int] = (),
     any_length: bool = False,
+    beside: Path | None = None,
 ) -> Artifact:
     """Write ``out/model.tflite``.
 
     lengths: the buckets of a text model, in tokens; 16, 32, 64 and 128 when there are none.
     any_length: one signature for any length instead, where the graph allows it; the artifact's
         ``lengths`` are empty then. Not for GPU delegates.
+    beside: a folder that takes the same graphs in float32 as well.
     Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
@@ -86,9 +88,18 @@ def export_tflite(
             for length, graph in graphs.items()
         ]
         program = Program(list(graphs.values()), signatures)
+        fixed = tuple(length for length in graphs if length)
+        if beside is not None:
+            _write(program if static is None else _plain(program), beside, "fp32", fixed)
         if static is not None:
             _make_integer(program, static)
-        return _write(program, out, scheme, tuple(length for length in graphs if length))
+        return _write(program, out, scheme, fixed)
+
+
+def _plain(program: Program) -> Program:
+    from edgekit.export.tflite_static import without_marks
+
+    return without_marks(program)
 
 
 def _marked(model: Model) -> Traced:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -432,3 +433,28 @@ def _on_grid(like: Any, scales: Float32, zero: int, axis: int = 0) -> Any:
     fields.quantization.zeroPoint = np.full(len(scales), zero, np.int64)
     fields.quantization.quantizedDimension = axis
     return fields
+
+
+def without_marks(program: Program) -> Program:
+    """The same program in float32, its marks taken out; ``program`` stays as it is."""
+    graphs = {id(graph): _unmarked(graph) for graph in program.graphs}
+    signatures = [replace(each, graph=graphs[id(each.graph)]) for each in program.signatures]
+    for signature in signatures:
+        # An output may be what stands behind a mark.
+        (name,) = signature.outputs
+        signature.outputs = {name: signature.graph.outputs[0]}
+    return replace(program, graphs=list(graphs.values()), signatures=signatures)
+
+
+def _unmarked(graph: Graph) -> Graph:
+    passed: dict[int, Tensor] = {}
+    operators = []
+    for op in graph.operators:
+        inputs = [None if t is None else passed.get(id(t), t) for t in op.inputs]
+        mark = [_mark_number(op, kind) for kind in ("MAXIMUM", "MINIMUM")] != [None, None]
+        if mark and inputs[0] is not None:
+            passed[id(op.outputs[0])] = inputs[0]
+        else:
+            operators.append(Operator(op.kernel, inputs, op.outputs, op.fields))
+    outputs = [passed.get(id(tensor), tensor) for tensor in graph.outputs]
+    return Graph(graph.inputs, outputs, operators, graph.name)

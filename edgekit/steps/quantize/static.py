@@ -155,6 +155,12 @@ def grids(found: Traced) -> list[Grid]:
     return [by_number[number] for number in range(len(by_number))]
 
 
+def output_step(model: Model) -> float:
+    """What one integer of the output stands for: the unit that files differ by."""
+    *_, last = traced(model).points.values()
+    return last.grid.scale
+
+
 def table_scales(found: Traced) -> dict[str, float]:
     """The scale of each table by the name that the checkpoint has for it."""
     return {

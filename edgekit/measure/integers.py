@@ -1,0 +1,107 @@
+"""Whether a file holds the very integers that were trained or rounded, tensor by tensor.
+
+Rules:
+
+1. Each weight's integers and scales come from the model and the grid; the file's are read back
+   from its bytes. Both must be equal: the integers bit for bit, the scales to float32 rounding.
+2. A weight is found by its name, or where a converter renamed it by its content, as it is or
+   transposed. A converter may fold a constant factor into a weight; then its scales are the
+   expected ones times one number.
+3. For static schemes every weight of the traced model must be there. For others those that the
+   file calls by their names are held against the model; a file without names proves nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.artifact import STATIC, Artifact
+from edgekit.contents.integers import StoredIntegers, read_integers
+from edgekit.errors import ProofError
+from edgekit.steps.quantize.grid import quantize_int8
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+
+Array = np.ndarray[Any, Any]
+Expected = Mapping[str, tuple[Array, Array]]
+
+_SCALES = 2e-6  # a few roundings of float32
+_PER_ROW = ("int8-dynamic", "int8-weights")
+
+
+def check_integers(artifact: Artifact, model: "Model") -> dict[str, int] | None:
+    """How many tensors were held against the model, and how many numbers they have.
+
+    ``None`` for schemes and formats that this is not for. Raises ProofError, naming the tensor,
+    when one is not what it should be.
+    """
+    if artifact.format == "torchscript":
+        return None
+    if artifact.scheme in STATIC:
+        from edgekit.steps.quantize.static import integer_weights, traced
+
+        return _hold(artifact.path, integer_weights(traced(model)), complete=True)
+    if artifact.scheme in _PER_ROW:
+        return _hold(artifact.path, _rounded(model), complete=False)
+    return None
+
+
+def _rounded(model: "Model") -> Expected:
+    """Every product's weight and every table on the grid, a scale a row."""
+    from torch import nn
+
+    return {
+        f"{name}.weight": quantize_int8(part.weight.detach().numpy())
+        for name, part in model.module.named_modules()
+        if isinstance(part, nn.Linear | nn.Embedding)
+    }
+
+
+def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, int]:
+    found = read_integers(path)
+    by_name = {each.name: each for each in found}
+    by_content = {each.values.tobytes(): each for each in found}
+    tensors = numbers = 0
+    for name, (integers, scales) in expected.items():
+        stored = by_name.get(name)
+        if stored is None and complete:
+            stored = by_content.get(integers.tobytes()) or by_content.get(
+                np.ascontiguousarray(integers.T).tobytes()
+            )
+        if stored is None:
+            if complete:
+                raise ProofError(
+                    f"{path.name} does not hold the integers of {name}; this is a bug of "
+                    "edgekit, please report it"
+                )
+            continue
+        _equal(path, name, stored, integers, scales)
+        tensors += 1
+        numbers += integers.size
+    return {"tensors": tensors, "numbers": numbers}
+
+
+def _equal(path: Path, name: str, stored: StoredIntegers, integers: Array, scales: Array) -> None:
+    flat = stored.values
+    if flat.shape != integers.shape:
+        flat = flat.T if flat.T.shape == integers.shape else flat.reshape(integers.shape)
+    same = np.array_equal(flat, integers) or (
+        integers.ndim == 2 and np.array_equal(stored.values.T.reshape(integers.shape), integers)
+    )
+    if not same:
+        count = int((flat != integers).sum())
+        raise ProofError(
+            f"{path.name}: {count} integers of {name} differ from the model's; this is a bug of "
+            "edgekit, please report it"
+        )
+    if stored.scales is None or len(stored.scales) != len(scales):
+        return
+    ratios = stored.scales.astype(np.float64) / scales.astype(np.float64)
+    if np.ptp(ratios) > _SCALES * ratios.mean():
+        raise ProofError(
+            f"{path.name}: the scales of {name} are not the model's; this is a bug of edgekit, "
+            "please report it"
+        )
