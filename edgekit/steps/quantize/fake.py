@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.steps.quantize.grid import LARGEST, Grid, activation_grid
+from edgekit.steps.quantize.grid import LARGEST, Grid, activation_grid, largest
 
 Mode = Literal["off", "watch", "fake", "mark"]
 
@@ -86,17 +87,30 @@ class Point(nn.Module):
 
 
 class Weight(nn.Module):
-    """A product's weight on its grid: a scale for each output channel (the first axis)."""
+    """A product's weight on its grid: a scale for each output channel (the first axis).
+
+    bits: 8, or 4 for matrices. block: a scale for so many weights of a channel, of a matrix.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.mode: Mode = "off"
+        self.bits = 8
+        self.block: int | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.mode != "fake":
             return weight
-        amax = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-        rounded: Tensor = _snap(weight, _scale(amax))
+        if self.block is not None:
+            outer, inner = weight.shape
+            filled = F.pad(weight, (0, -inner % self.block)).reshape(outer, -1, self.block)
+            return self._rounded(filled, (2,)).reshape(outer, -1)[:, :inner]
+        return self._rounded(weight, tuple(range(1, weight.ndim)))
+
+    def _rounded(self, weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+        amax = weight.detach().abs().amax(axes, keepdim=True)
+        top = largest(self.bits)
+        rounded: Tensor = _snap(weight, _scale(amax, top), top)
         return rounded
 
 
@@ -112,24 +126,24 @@ class Table(nn.Module):
             return rows
         whole = (rows if table is None else table).detach()
         amax = torch.maximum(whole.max(), -whole.min())
-        rounded: Tensor = _snap(rows, _scale(amax))
+        rounded: Tensor = _snap(rows, _scale(amax, LARGEST), LARGEST)
         return rounded
 
 
-def _scale(amax: Tensor) -> Tensor:
-    return torch.where(amax < 1e-30, 1.0, amax / LARGEST)
+def _scale(amax: Tensor, top: int) -> Tensor:
+    return torch.where(amax < 1e-30, 1.0, amax / top)
 
 
 class _Snap(torch.autograd.Function):
     """Symmetric rounding of weights; the gradient is that of the weight itself."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
-        return (weight / scale).round_().clamp_(-LARGEST, LARGEST).mul_(scale)
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, top: int) -> Tensor:
+        return (weight / scale).round_().clamp_(-top, top).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, None
+        return gradient, None, None
 
 
 class _Round(torch.autograd.Function):

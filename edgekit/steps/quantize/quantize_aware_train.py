@@ -16,6 +16,9 @@ Rules:
 4. Word and position tables do not learn: few of their rows would, and they are half of the model.
 5. What weights are zero stays zero with ``keep-zeros``: a pruned model stays pruned.
 6. In the end the weights are put on their grids.
+7. ``int8-dynamic`` and ``int4-weights`` have no ranges: activations stay float in training, and
+   weights alone are rounded. 4-bit weights have a scale for each output channel, as TFLite files
+   do, or with ``block=32`` one for each 32 weights, as ONNX files do. Tables are left alone.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgekit.artifact import STATIC
 from edgekit.errors import RecipeError
-from edgekit.steps.quantize.calibrate import Method, Scheme
+from edgekit.steps.quantize.calibrate import Method
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.step import Context
     from edgekit.steps.quantize.points import Traced
+
+Trained = Literal["int8-static", "int8-dynamic", "int4-weights"]
 
 _CALIBRATION = 512
 
@@ -45,10 +51,10 @@ class QuantizeAwareTrain:
     scheme: the file's. epochs, batch, learning_rate: as usual; max_minutes: stop by then.
     temperature: of the distillation. labels: the share of the loss that is for gold labels.
     ranges: learned with the weights, or frozen as calibrated. calibration: how they begin.
-    keep_zeros: weights that are zero stay zero.
+    keep_zeros: weights that are zero stay zero. block: weights to a scale, for 4 bits.
     """
 
-    scheme: Scheme = "int8-static"
+    scheme: Trained = "int8-static"
     epochs: float = 2.0
     learning_rate: float = 2e-5
     batch: int = 32
@@ -57,6 +63,7 @@ class QuantizeAwareTrain:
     ranges: Literal["learned", "frozen"] = "learned"
     calibration: Method = "min-max"
     keep_zeros: bool = False
+    block: int | None = None
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
@@ -71,6 +78,10 @@ class QuantizeAwareTrain:
         ):
             if not value > 0:
                 raise RecipeError(f"quantize-aware-train: {name} must be above 0, is {value:g}")
+        if self.block is not None and (self.block < 1 or self.scheme != "int4-weights"):
+            raise RecipeError(
+                "quantize-aware-train: block is for int4-weights, and at least 1; leave it out"
+            )
         if not 0 <= self.labels <= 1:
             raise RecipeError(
                 f"quantize-aware-train: labels is a share from 0 to 1, is {self.labels:g}"
@@ -96,10 +107,14 @@ class QuantizeAwareTrain:
 
         made = replace(model, module=copy.deepcopy(model.module))
         found = traced(made)
-        context.on_progress(0.0, "calibrating")
-        encoded = draw(model, context, _CALIBRATION)
-        found.set_ranges(observed_ranges(made, found, encoded, self.calibration))
-        found.set_mode("fake")
+        static = self.scheme in STATIC
+        if static:
+            context.on_progress(0.0, "calibrating")
+            encoded = draw(model, context, _CALIBRATION)
+            found.set_ranges(observed_ranges(made, found, encoded, self.calibration))
+            found.set_mode("fake")
+        else:
+            self._round_weights(found)
         self._choose_parameters(found)
         examples = self._examples(model, context)
         kept = _keep_zeros(found) if self.keep_zeros else []
@@ -130,13 +145,24 @@ class QuantizeAwareTrain:
         notes = (note,) if report.note is None else (note, report.note)
         return replace(
             made,
-            quantized=Quantized(self.scheme, found.ranges()),
+            quantized=Quantized(self.scheme, found.ranges() if static else {}),
             lineage=(*model.lineage, *notes),
         )
 
     def ensures(self, before: Model, after: Model) -> None:
         if after.quantized is None:
             raise RecipeError("quantize-aware-train: left no ranges behind; a bug of edgekit")
+
+    def _round_weights(self, found: Traced) -> None:
+        """Rule 7."""
+        from edgekit.steps.quantize.fake import Weight
+
+        for name, part in found.weights.items():
+            if isinstance(part, Weight):
+                matrix = found.module.get_parameter(name).ndim == 2
+                part.mode = "fake"
+                part.bits = 4 if matrix and self.scheme == "int4-weights" else 8
+                part.block = self.block if matrix else None
 
     def _choose_parameters(self, found: Traced) -> None:
         """Rules 1 and 4."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgekit.artifact import STATIC
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
 from edgekit.steps.quantize.fake import Table, Weight
-from edgekit.steps.quantize.grid import Grid, dequantize_int8, quantize_int8
+from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
 from edgekit.steps.quantize.points import Traced, trace
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def traced(model: Model) -> Traced:
     forward = export_forward(model)
     example = example_inputs(model, forward)
     found = trace(forward, example.tensors, example.dimensions)
-    if model.quantized is not None:
+    if model.quantized is not None and model.quantized.scheme in STATIC:
         found.set_ranges(model.quantized.ranges)
     return found
 
@@ -103,8 +104,9 @@ def snap(found: Traced) -> None:
         for name, part in found.weights.items():
             if isinstance(part, Weight):
                 weight = found.module.get_parameter(name)
-                values = dequantize_int8(*quantize_int8(weight.detach().numpy()))
-                weight.copy_(torch.from_numpy(values))
+                block = part.block
+                on_grid = quantize(weight.detach().numpy(), part.bits, block=block)
+                weight.copy_(torch.from_numpy(dequantize(*on_grid, block=block)))
 
 
 def integer_weights(found: Traced) -> dict[str, tuple[Array, Array]]:
@@ -134,7 +136,7 @@ def marked(model: Model, *, decomposed_norm: bool = False) -> Traced:
     decomposed_norm: layer norms as elementary operations (for LiteRT). Raises ExportError when
     the model has no ranges: nothing was calibrated or trained.
     """
-    if model.quantized is None:
+    if model.quantized is None or model.quantized.scheme not in STATIC:
         raise ExportError(
             "a static int8 file needs the range of each activation; add --step calibrate or "
             "--step quantize-aware-train"
