@@ -51,7 +51,7 @@ class Point(nn.Module):
     @property
     def range(self) -> tuple[float, float]:
         low, high = self._ends()
-        return float(low), float(high)
+        return float(low.detach()), float(high.detach())
 
     @property
     def grid(self) -> Grid:
