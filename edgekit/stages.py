@@ -220,6 +220,7 @@ def export(
         "scheme": scheme,
         "lengths": list(lengths),
         "any_length": any_length,
+        "bits": target.weight_bits,
     }
 
     def produce(folder: Path) -> None:
@@ -227,7 +228,14 @@ def export(
 
         beside = None if scheme == "fp32" else folder / "float32"
         artifact = export_artifact(
-            compressed.model, folder, format, scheme, lengths, any_length, beside
+            compressed.model,
+            folder,
+            format,
+            scheme,
+            lengths,
+            any_length,
+            beside,
+            target.weight_bits,
         )
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 
@@ -293,7 +301,7 @@ def prove(
             threads=threads,
             seconds=_LATENCY_SECONDS,
         )
-        record |= _proofs(compressed, exported, encoded, threads)
+        record |= _proofs(compressed, exported, encoded, target)
         for name, found in record["parity"].items():
             reason = too_far(Difference(**found), target, artifact.scheme)
             if reason is not None:
@@ -311,7 +319,7 @@ def prove(
 
 
 def _proofs(
-    compressed: Compressed, exported: Exported, encoded: "Encoded", threads: int
+    compressed: Compressed, exported: Exported, encoded: "Encoded", target: Target
 ) -> dict[str, Any]:
     """Of a quantized file: its integers, its float islands, its speed beside the float file."""
     from edgekit.contents.islands import float_islands
@@ -322,7 +330,7 @@ def _proofs(
     artifact, plain = exported.artifact, exported.plain
     found: dict[str, Any] = {}
     if not isinstance(compressed.model, FileModel):
-        integers = check_integers(artifact, compressed.model)
+        integers = check_integers(artifact, compressed.model, target.weight_bits)
         found |= {} if integers is None else {"integers": integers}
     if artifact.scheme in STATIC:
         from edgekit.steps.quantize.static import output_step
@@ -332,7 +340,7 @@ def _proofs(
     if plain is not None:
         seconds = _COMPARISON_SECONDS
         found["against_float"] = against_float(
-            artifact, plain, encoded, threads=threads, seconds=seconds
+            artifact, plain, encoded, threads=target.threads, seconds=seconds
         )
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from edgekit.artifact import SCHEMES, Format, Scheme, cannot_hold, one_of
+from edgekit.artifact import SCHEMES, STATIC, Format, Scheme, cannot_hold, one_of
 from edgekit.errors import TargetError
 from edgekit.toml import read_toml
 
@@ -58,6 +58,16 @@ class Target:
     folder: Path = Path()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of an int8 weight in ONNX: 7 where two products are summed in 16 bits and saturate.
+
+        That is x86-64 without VNNI (AVX2's and AVX-512's vpmaddubsw). Arm's and WebAssembly's
+        instructions do not saturate.
+        """
+        saturates = self.instruction_set.startswith("x86-64") and "vnni" not in self.instruction_set
+        return 7 if saturates else 8
+
 
 def targets_folder() -> Path:
     """Where the targets that come with edgekit are: in the wheel, or beside the package."""
@@ -104,6 +114,11 @@ def scheme_refusal(target: Target, formats: Sequence[Format], scheme: Scheme) ->
         return (
             f"{target.name} takes {one_of(target.schemes)}, not {scheme}{reason}; choose one of "
             "those, or another target"
+        )
+    if scheme in STATIC and "onnx" in formats and target.weight_bits < 8:
+        return (
+            f"{target.name}: the instruction set {target.instruction_set} saturates with 8-bit "
+            f"weights, which {scheme} has; choose int8-dynamic, or --format tflite"
         )
     refusals = (cannot_hold(format, scheme) for format in formats)
     return next((refusal for refusal in refusals if refusal is not None), None)

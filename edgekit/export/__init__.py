@@ -22,21 +22,23 @@ def export_artifact(
     lengths: Sequence[int] = (),
     any_length: bool = False,
     beside: Path | None = None,
+    bits: int = 8,
 ) -> Artifact:
     """Write the model into ``folder`` in one format.
 
     lengths: the buckets of TFLite. any_length: one TFLite signature for any length instead,
     where the graph allows it. beside: a folder that takes the same graphs in float32 as well,
-    where the format's writer has them at hand (ONNX and TFLite of a checkpoint). Raises
+    where the format's writer has them at hand (ONNX and TFLite of a checkpoint). bits: of ONNX's
+    int8 weights, 7 for CPUs that saturate (``Target.weight_bits``). Raises
     ExportError when the format cannot hold the model,
     ModelError for an exported file that cannot be brought to the scheme.
     """
     if isinstance(model, FileModel):
-        return _rewrite(model, folder, scheme)
+        return _rewrite(model, folder, scheme, bits)
     if format == "onnx":
         from edgekit.export.onnx import export_onnx
 
-        return export_onnx(model, folder, scheme=scheme, beside=beside)
+        return export_onnx(model, folder, scheme=scheme, beside=beside, bits=bits)
     if format == "tflite":
         from edgekit.export.tflite import export_tflite
 
@@ -53,13 +55,13 @@ def export_artifact(
     return export_torchscript(model, folder, scheme=scheme)
 
 
-def _rewrite(model: FileModel, folder: Path, scheme: Scheme) -> Artifact:
+def _rewrite(model: FileModel, folder: Path, scheme: Scheme, bits: int) -> Artifact:
     """An exported file in the scheme; a TorchScript file as it is, for it cannot be edited."""
     source = model.artifact
     if source.format == "onnx":
         from edgekit.export.onnx import quantize_onnx_file
 
-        written = quantize_onnx_file(source.path, folder, scheme=scheme)
+        written = quantize_onnx_file(source.path, folder, scheme=scheme, bits=bits)
     elif source.format == "tflite":
         from edgekit.export.tflite import quantize_tflite_file
 

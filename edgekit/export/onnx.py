@@ -38,10 +38,13 @@ _FILE = "model.onnx"
 _INTEGER_MARKS = ("Quantize", "Integer", "QLinear", "QAttention", "QGemm", "NBits")
 
 
-def export_onnx(model: Model, out: Path, *, scheme: Scheme, beside: Path | None = None) -> Artifact:
+def export_onnx(
+    model: Model, out: Path, *, scheme: Scheme, beside: Path | None = None, bits: int = 8
+) -> Artifact:
     """Write ``out/model.onnx``.
 
     Inputs by the model's names: ids int64 [batch, length], pictures float32 [batch, C, H, W].
+    bits: of int8 weights that meet int8 activations, 7 for CPUs that saturate (``Target``).
     Output float32 ``logits`` or ``embedding``, whatever the scheme. Raises ExportError when torch
     cannot export the module, or the file would exceed 2 GB.
     """
@@ -53,7 +56,7 @@ def export_onnx(model: Model, out: Path, *, scheme: Scheme, beside: Path | None 
     _name_weights(proto.graph, forward)
     if beside is not None:
         _write(proto, beside / _FILE, "fp32")
-    return _write(_apply(proto, scheme), out / _FILE, scheme)
+    return _write(_apply(proto, scheme, bits), out / _FILE, scheme)
 
 
 def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
@@ -70,7 +73,7 @@ def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
     return proto
 
 
-def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
+def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme, bits: int = 8) -> Artifact:
     """Write a float ONNX file, from whatever exporter, as ``out/model.onnx`` in a scheme.
 
     Raises ModelError when the source is damaged, is not float32 throughout, or has no weights
@@ -81,7 +84,7 @@ def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:
     if scheme != "fp32":
         _check_float32(proto, source)
         before = proto.ByteSize()
-        proto = _apply(proto, scheme)
+        proto = _apply(proto, scheme, bits)
         if proto.ByteSize() >= before:
             raise ModelError(
                 f"{source} holds no weights that {scheme} makes smaller; ship it as is"
@@ -215,13 +218,13 @@ def _check_float32(model: "onnx.ModelProto", source: Path) -> None:
             raise ModelError(f"{source} is in half precision: see {tensor.name}; {mend}")
 
 
-def _apply(model: "onnx.ModelProto", scheme: Scheme) -> "onnx.ModelProto":
+def _apply(model: "onnx.ModelProto", scheme: Scheme, bits: int) -> "onnx.ModelProto":
     if scheme == "fp16":
         return _halve(model)
     if scheme != "fp32":
         from edgekit.export.onnx_weights import quantize_weights
 
-        quantize_weights(model, scheme)
+        quantize_weights(model, scheme, bits)
     return model
 
 

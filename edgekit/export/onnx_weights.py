@@ -33,7 +33,7 @@ import numpy as np
 from edgekit.artifact import Scheme
 from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ModelError
-from edgekit.steps.quantize.grid import quantize, quantize_int8
+from edgekit.steps.quantize.grid import quantize
 
 if TYPE_CHECKING:
     import onnx
@@ -49,9 +49,10 @@ _INT8_ACTIVATIONS = 4  # an accuracy level
 _MICROSOFT = "com.microsoft"
 
 
-def quantize_weights(model: "onnx.ModelProto", scheme: Scheme) -> None:
+def quantize_weights(model: "onnx.ModelProto", scheme: Scheme, bits: int = 8) -> None:
     """Rewrite ``model`` in place by the rules above.
 
+    bits: of the weights that meet integer activations, 7 for instruction sets that saturate.
     Raises ModelError when its opset is too old, or a weight holds NaN or infinity.
     """
     import onnx
@@ -63,7 +64,7 @@ def quantize_weights(model: "onnx.ModelProto", scheme: Scheme) -> None:
         )
     graph = model.graph
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    rewriting = _Rewriting(scheme, constants)
+    rewriting = _Rewriting(scheme, constants, bits)
     for node in graph.node:
         rewriting.node(node)
     known = {entry.domain for entry in model.opset_import}
@@ -92,6 +93,7 @@ class _Rewriting:
 
     scheme: Scheme
     constants: dict[str, Array]
+    bits: int = 8
     nodes: "list[onnx.NodeProto]" = field(default_factory=list)
     activations: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     integers: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
@@ -184,7 +186,7 @@ class _Rewriting:
         states, scale, zero = self.activations[state]
         columns = self.constants[weight].T if transposed else self.constants[weight]
         use = "transposed" if transposed else "columns"
-        integers, scales = self._quantize(weight, columns, axis=1, use=use)
+        integers, scales = self._quantize(weight, columns, axis=1, use=use, bits=self.bits)
         name = node.name or result
         self._add("MatMulInteger", [states, integers, zero], [f"{result}.int32"], name)
         self._add("Cast", [f"{result}.int32"], [f"{result}.unscaled"], to=_FLOAT)
@@ -267,13 +269,15 @@ class _Rewriting:
         node.input[1] = self.widened[integers]
         self.nodes.append(node)
 
-    def _quantize(self, weight: str, values: Array, axis: int, use: str) -> tuple[str, str]:
+    def _quantize(
+        self, weight: str, values: Array, axis: int, use: str, bits: int = 8
+    ) -> tuple[str, str]:
         """Names of the integers and scales of a weight, made when first asked for."""
         key = weight, use
         if key not in self.integers:
             stem = f"{weight}.{use}" if f"{weight}.int8" in self.constants else weight
             self.integers[key] = names = (f"{stem}.int8", f"{stem}.scale")
-            self.constants |= dict(zip(names, quantize_int8(values, axis), strict=True))
+            self.constants |= dict(zip(names, quantize(values, bits, axis), strict=True))
         return self.integers[key]
 
     def _is_float(self, name: str, rank: int) -> bool:

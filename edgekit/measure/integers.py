@@ -20,7 +20,7 @@ import numpy as np
 from edgekit.artifact import STATIC, Artifact
 from edgekit.contents.integers import StoredIntegers, read_integers
 from edgekit.errors import ProofError
-from edgekit.steps.quantize.grid import quantize_int8
+from edgekit.steps.quantize.grid import quantize
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -32,8 +32,10 @@ _SCALES = 2e-6  # a few roundings of float32
 _PER_ROW = ("int8-dynamic", "int8-weights")
 
 
-def check_integers(artifact: Artifact, model: "Model") -> dict[str, int] | None:
+def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[str, int] | None:
     """How many tensors were held against the model, and how many numbers they have.
+
+    bits: of ONNX weights in ``int8-dynamic`` (``Target.weight_bits``).
 
     ``None`` for schemes and formats that this is not for. Raises ProofError, naming the tensor,
     when one is not what it should be.
@@ -45,16 +47,24 @@ def check_integers(artifact: Artifact, model: "Model") -> dict[str, int] | None:
 
         return _hold(artifact.path, integer_weights(traced(model)), complete=True)
     if artifact.scheme in _PER_ROW:
-        return _hold(artifact.path, _rounded(model), complete=False)
+        return _hold(
+            artifact.path, _rounded(model, bits if _reduced(artifact) else 8), complete=False
+        )
     return None
 
 
-def _rounded(model: "Model") -> Expected:
-    """Every product's weight and every table on the grid, a scale a row."""
+def _reduced(artifact: Artifact) -> bool:
+    return artifact.format == "onnx" and artifact.scheme == "int8-dynamic"
+
+
+def _rounded(model: "Model", bits: int) -> Expected:
+    """Every product's weight, of so many bits, and every table of 8; a scale a row."""
     from torch import nn
 
     return {
-        f"{name}.weight": quantize_int8(part.weight.detach().numpy())
+        f"{name}.weight": quantize(
+            part.weight.detach().numpy(), bits if isinstance(part, nn.Linear) else 8
+        )
         for name, part in model.module.named_modules()
         if isinstance(part, nn.Linear | nn.Embedding)
     }

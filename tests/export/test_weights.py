@@ -3,6 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgekit.export.tflite_graph import (
 )
 from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.steps.quantize.grid import dequantize, quantize
+from edgekit.target import load_target, scheme_refusal
 from tests.export.test_onnx import run
 from tests.export.test_tflite import (
     KNOWN_TO_2_14,
@@ -419,3 +421,23 @@ def test_files_of_these_schemes_are_not_quantized_again(
     with pytest.raises(ModelError):
         quantize_onnx_file(made.path, tmp_path / "twice", scheme=scheme)
     assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize(("instructions", "largest"), [("x86-64-v3", 63), ("x86-64-v4+vnni", 127)])
+def test_the_targets_instructions_decide_how_far_an_integer_goes(
+    instructions: str, largest: int, tmp_path: Path
+) -> None:
+    """Two products of uint8 and 7 bits fit the 16 bits that AVX2 sums them in."""
+    model = load_model(identify(str(tiny_checkpoint(tmp_path / "tiny"))))
+    target = replace(load_target("linux-x86_64"), instruction_set=instructions)
+    artifact = export_artifact(
+        model, tmp_path / "out", "onnx", "int8-dynamic", bits=target.weight_bits
+    )
+    graph = onnx.load(artifact.path).graph
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    products = [n.input[1] for n in graph.node if n.op_type == "MatMulInteger"]
+    assert products
+    assert {int(np.abs(stored[name]).max()) for name in products} == {largest}
+    assert 2 * 255 * 63 < 2**15 < 2 * 255 * 127
+    refused = scheme_refusal(target, ("onnx",), "int8-static")
+    assert (refused is not None) == (largest == 63)
