@@ -61,7 +61,7 @@ def export_onnx(
 
 def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
     from edgekit.export.onnx_static import quantize_static, without_marks
-    from edgekit.steps.quantize.static import grids, marked, table_scales
+    from edgekit.steps.quantize.static import grids, marked, tables
 
     found = marked(model)
     proto = _trace(model, found.module)
@@ -69,7 +69,7 @@ def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
     _name_weights(proto.graph, found.module)
     if beside is not None:
         _write(without_marks(proto), beside / _FILE, "fp32")
-    quantize_static(proto, grids(found), table_scales(found))
+    quantize_static(proto, grids(found), tables(found))
     return proto
 
 

@@ -10,7 +10,8 @@ a number stands behind each value that is an integer. Rules:
 3. All else takes floats (DequantizeLinear); a mark behind it is a QuantizeLinear.
 4. MatMul with a matrix, and the Add of its bias, become a Gemm (ONNX Runtime: QGemm, with the bias
    in int32): int8 weight, a scale for each output channel. More than two dimensions are reshaped
-   before and after. A positive number that scales the product goes into weight and bias.
+   before and after. A positive number that scales the product goes into the scales. What a ReLU
+   or ReLU6 cuts off is beyond the grid behind it, so that the QuantizeLinear cuts it off.
 5. Conv: int8 filter, a scale for each output channel; bias int32.
 6. Tables are int8 on one scale, and rows leave them as integers.
 7. 7 bits a weight (``reduced``) for instruction sets that add two products in 16 bits and
@@ -20,15 +21,17 @@ a number stands behind each value that is an integer. Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ExportError
-from edgekit.steps.quantize.fake import MARK
-from edgekit.steps.quantize.grid import Grid, int8_scales, quantize_int8
+from edgekit.export.static_tables import Tables, channel_scales, table_integers
+from edgekit.steps.quantize.fake import MARK, MARK_RELU6
+from edgekit.steps.quantize.grid import Float32, Grid, Int8, quantize_int8
 
 if TYPE_CHECKING:
     import onnx
@@ -46,19 +49,16 @@ _MOVING = {
     "Unsqueeze",
     "Identity",
     "MaxPool",
+    "Pad",
 }
 _SHAPE_KEEPING = {"LayerNormalization", "Gelu", "Add", "Tanh", "Relu", "Erf", "Mul"}
-_FEW = 64  # a constant of fewer numbers is no table
 _OFFSET = 128  # a uint8 is the integer of the grid plus this
 
 
-def quantize_static(
-    model: onnx.ModelProto, grids: Sequence[Grid], tables: Mapping[str, float]
-) -> None:
-    """Rewrite ``model`` in place by the rules above.
+def quantize_static(model: onnx.ModelProto, grids: Sequence[Grid], tables: Tables) -> None:
+    """Rewrite ``model`` in place by the rules above; ``grids``: of each mark, by its number.
 
-    grids: of each mark, by its number. tables: the scale of each table by its name; one that is
-    not named has the scale of its largest number. Raises ExportError when a mark is lost.
+    Raises ExportError when a mark is lost.
     """
     import onnx
 
@@ -66,6 +66,8 @@ def quantize_static(
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     rewriting = _Rewriting(graph, constants, grids, tables)
     rewriting.run()
+    if len(rewriting.marks) < len(grids):
+        raise ExportError("torch has left marks out of the graph; choose --scheme int8-dynamic")
     used = set(_used_names(graph, rewriting.nodes))
     del graph.node[:]
     graph.node.extend(rewriting.nodes)
@@ -75,6 +77,20 @@ def quantize_static(
         for name, array in rewriting.constants.items()
         if name in used
     )
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What an integer kernel does besides its operator, up to the value that is marked.
+
+    most: what a ReLU ends at (infinity, or 6). passed: the ids of the nodes that go into it.
+    """
+
+    mark: str
+    factor: float
+    bias: str | None
+    most: float | None
+    passed: set[int]
 
 
 class _Rewriting:
@@ -89,7 +105,7 @@ class _Rewriting:
         graph: onnx.GraphProto,
         constants: dict[str, Array],
         grids: Sequence[Grid],
-        tables: Mapping[str, float],
+        tables: Tables,
     ) -> None:
         self.graph, self.constants, self.grids, self.tables = graph, constants, grids, tables
         self.nodes: list[onnx.NodeProto] = []
@@ -98,6 +114,7 @@ class _Rewriting:
         self.done: set[int] = set()
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.marks: dict[str, tuple[int, str]] = {}
+        self.scales: dict[str, float | None] = {}
         # Of a value: the name of all its dimensions but the last, for those that share them.
         self.leading: dict[str, str] = {}
         for node in graph.node:
@@ -137,13 +154,21 @@ class _Rewriting:
         limit = self.constants.get(node.input[2])
         if limit is None or limit.size != 1 or not MARK <= float(limit.reshape(-1)[0]) < 2 * MARK:
             return None
-        return int(limit.reshape(-1)[0]) - MARK
+        return (int(limit.reshape(-1)[0]) - MARK) % MARK_RELU6
 
     def _moves_integers(self, node: onnx.NodeProto) -> bool:
         source = node.input[0]
+        if node.op_type == "Pad" and not self._pads_zeros(node):
+            return False
         if self._is_table(source):
             self._table(source)
         return source in self.integers
+
+    def _pads_zeros(self, node: onnx.NodeProto) -> bool:
+        if _attributes(node).get("mode", b"constant") != b"constant":
+            return False
+        filling = node.input[2] if len(node.input) > 2 else ""
+        return not filling or not self.constants.get(filling, np.ones(1)).any()
 
     def _move(self, node: onnx.NodeProto) -> None:
         """Rule 2."""
@@ -154,13 +179,19 @@ class _Rewriting:
         made = onnx.NodeProto()
         made.CopyFrom(node)
         made.input[0] = source
+        if node.op_type == "Pad":
+            filling = self._parameters(grid, kind)[1]
+            made.input[:] = [*made.input[:2], filling, *made.input[3:]]
         made.output[0] = f"{output}.{kind}"
         self.nodes.append(made)
         self._settle(output, made.output[0], grid, kind)
 
     def _integer(self, node: onnx.NodeProto) -> bool:
         """Rule 1: whether the operator writes integers now."""
-        if node.op_type not in _INTEGER or node.output[0] not in self.marks:
+        if node.op_type not in _INTEGER:
+            return False
+        tail = self._tail(node, product=False)
+        if tail is None:
             return False
         for name in node.input:
             if self._is_table(name):
@@ -174,8 +205,23 @@ class _Rewriting:
         made.input[:] = [self._floats(name) for name in node.input]
         made.output[0] = f"{node.output[0]}.wide"
         self.nodes.append(made)
-        self._quantize(made.output[0], node.output[0])
+        self.done |= tail.passed
+        self._quantize(self._cut_off(made.output[0], tail), tail.mark)
         return True
+
+    def _cut_off(self, wide: str, tail: _Tail) -> str:
+        """Rule 4: a ReLU that the grid does not do by itself."""
+        if tail.most is None:
+            return wide
+        grid = self.grids[self.marks[tail.mark][0]]
+        least, most = grid.range
+        if least >= 0 and most <= tail.most + grid.scale / 2:
+            return wide
+        for name, number in (("zero", 0.0), ("most", tail.most)):
+            self.constants[f"relu.{name}.{number}"] = np.array(number, np.float32)
+        result = f"{wide}.relu"
+        self._add("Clip", [wide, "relu.zero.0.0", f"relu.most.{tail.most}"], [result])
+        return result
 
     def _product(self, node: onnx.NodeProto) -> bool:
         """Rules 4 and 5."""
@@ -185,23 +231,20 @@ class _Rewriting:
             return False
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             return False
+        options = _attributes(node)
+        if node.op_type == "MatMul" and values.ndim != 2:
+            return False
+        if options.get("transA") or options.get("alpha", 1) != 1 or options.get("beta", 1) != 1:
+            return False
         tail = self._tail(node)
         if tail is None:
             return False
-        mark, factor, bias, relu, passed = tail
-        self.done |= passed
+        mark, factor, bias = tail.mark, tail.factor, tail.bias
+        self.done |= tail.passed
         state, grid, _ = self.integers[node.input[0]]
-        options = _attributes(node)
-        matrix = values if node.op_type == "Conv" or options.get("transB") else values.T
-        integers, scales = quantize_int8(np.ascontiguousarray(matrix))
-        scales = (scales * np.float32(factor)).astype(np.float32)
-        stem = weight if f"{weight}.int8" not in self.constants else f"{node.output[0]}.weight"
-        self.constants[f"{stem}.int8"] = integers
-        self.constants[f"{stem}.scale"] = scales
-        # ONNX Runtime fuses only where the zero points are spelled out.
-        self.constants[f"zeros.{len(scales)}.int8"] = np.zeros(len(scales), np.int8)
-        inputs = [f"{stem}.int8", f"{stem}.scale", f"zeros.{len(scales)}.int8"]
-        self._add("DequantizeLinear", inputs, [f"{stem}.wide"], axis=0)
+        turned = node.op_type != "Conv" and not options.get("transB")
+        matrix = values.T if turned else values
+        stem, scales = self._weight(weight, turned, factor)
         channels = len(scales)
         total = np.zeros(channels) if bias is None else self.constants[bias].astype(np.float64)
         total = np.broadcast_to(total.reshape(-1), channels) * factor
@@ -222,17 +265,13 @@ class _Rewriting:
             source = self._floats(node.input[0])
             if rank != 2:
                 flat = f"{node.output[0]}.rows"
-                if f"{flat}.shape" not in self.constants:
-                    self.constants["rows.shape"] = np.array([-1, matrix.shape[1]], np.int64)
                 shape = f"rows.{matrix.shape[1]}"
                 self.constants[shape] = np.array([-1, matrix.shape[1]], np.int64)
                 self._add("Reshape", [state, shape], [flat])
                 source = self._dequantize(flat, grid, self.integers[node.input[0]][2])
             inputs = [source, f"{stem}.wide", f"{name}.wide"]
             self._add("Gemm", inputs, [result], transB=1)
-        if relu:
-            self._add("Relu", [result], [f"{result}.relu"])
-            result = f"{result}.relu"
+        result = self._cut_off(result, tail)
         if node.op_type == "Conv" or self._rank(node) == 2:
             self._quantize(result, mark)
             return True
@@ -240,29 +279,67 @@ class _Rewriting:
         self.leading[self.marks[mark][1]] = self.leading[node.input[0]]
         return True
 
-    def _tail(self, node: onnx.NodeProto) -> tuple[str, float, str | None, bool, set[int]] | None:
-        """The value whose mark a product writes to: through bias, a factor and a ReLU."""
+    def _weight(self, name: str, turned: bool, factor: float) -> tuple[str, Float32]:
+        """The floats of a product's weight, [outputs, …], without ``.wide``; and its scales.
+
+        The integers are stored once, however many products read them, by whatever factor.
+        """
+        stem = f"{name}.turned" if turned and self._is_table(name) else name
+        integers, scales = self._product_integers(name, turned)
+        self.constants[f"{stem}.int8"] = integers
+        scales = (scales * np.float32(factor)).astype(np.float32)
+        scaled = stem if factor == 1 else f"{stem}.{factor!r}"
+        self.constants[f"{scaled}.scale"] = scales
+        if scaled not in self.widened:
+            self.widened.add(scaled)
+            # ONNX Runtime fuses only where the zero points are spelled out.
+            zeros = f"zeros.{len(scales)}.int8"
+            self.constants[zeros] = np.zeros(len(scales), np.int8)
+            inputs = [f"{stem}.int8", f"{scaled}.scale", zeros]
+            self._add("DequantizeLinear", inputs, [f"{scaled}.wide"], axis=0)
+        return scaled, scales
+
+    def _product_integers(self, name: str, turned: bool) -> tuple[Int8, Float32]:
+        values = self.constants[name]
+        matrix = np.ascontiguousarray(values.T if turned else values)
+        if self._is_table(name):
+            scale = self.scales[name]
+            assert scale is not None
+            return table_integers(matrix, scale), channel_scales(scale, len(matrix))
+        return quantize_int8(matrix)
+
+    def _tail(self, node: onnx.NodeProto, product: bool = True) -> _Tail | None:
+        """The value whose mark an operator writes to: through a ReLU, and for a product through
+        its bias and a factor before that.
+        """
         passed: set[int] = set()
-        output, factor, relu = node.output[0], 1.0, False
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        output, factor, most = node.output[0], 1.0, None
+        bias = None
+        if product and len(node.input) > 2 and node.input[2]:
+            bias = node.input[2]
+            if bias not in self.constants:
+                return None
         while True:
             readers = self.readers.get(output, [])
             if len(readers) != 1:
                 return None
             if output in self.marks:
-                return output, factor, bias, relu, passed
+                return _Tail(output, factor, bias, most, passed)
             reader: Any = readers[0]
             kind = getattr(reader, "op_type", "")
-            other = self._other_constant(reader, output) if kind in ("Add", "Mul") else None
-            if kind == "Add" and other is not None and bias is None and factor == 1 and not relu:
+            joins = product and kind in ("Add", "Mul") and most is None
+            other = self._other_constant(reader, output) if joins else None
+            if kind == "Add" and other is not None and bias is None and factor == 1:
                 bias = other
-            elif kind == "Mul" and other is not None and not relu:
+                if self.constants[other].size not in (1, self.constants[other].shape[-1]):
+                    return None
+            elif kind == "Mul" and other is not None:
                 number = self.constants[other]
                 if number.size != 1 or float(number.reshape(-1)[0]) <= 0:
                     return None
                 factor *= float(number.reshape(-1)[0])
-            elif kind == "Relu" and not relu:
-                relu = True
+            elif most is None and _relu_limit(reader, self.constants) is not None:
+                most = _relu_limit(reader, self.constants)
             else:
                 return None
             passed.add(id(reader))
@@ -341,12 +418,9 @@ class _Rewriting:
         """Rule 6."""
         if name in self.integers:
             return
-        values = self.constants[name]
-        scale = self.tables.get(name.removeprefix("module."))
-        if scale is None:
-            scale = float(int8_scales(values.reshape(1, -1))[0])
-        integers = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
-        self.constants[f"{name}.int8"] = integers
+        scale = self.scales[name]
+        assert scale is not None
+        self.constants[f"{name}.int8"] = table_integers(self.constants[name], scale)
         self.integers[name] = f"{name}.int8", Grid(scale, 0), "int8"
 
     def _floats(self, name: str) -> str:
@@ -377,8 +451,9 @@ class _Rewriting:
         return [f"{stem}.scale", f"{stem}.zero"]
 
     def _is_table(self, name: str) -> bool:
-        constant = self.constants.get(name)
-        return constant is not None and constant.dtype == np.float32 and constant.size >= _FEW
+        if name in self.constants and name not in self.scales:
+            self.scales[name] = self.tables.scale(self.constants[name])
+        return self.scales.get(name) is not None
 
     def _add(self, kind: str, inputs: list[str], outputs: list[str], **options: Any) -> None:
         import onnx
@@ -393,6 +468,20 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
+def _relu_limit(node: Any, constants: dict[str, Array]) -> float | None:
+    """Where a ReLU ends: infinity, 6; None for what is no ReLU."""
+    kind = getattr(node, "op_type", "")
+    if kind == "Relu":
+        return float("inf")
+    if kind != "Clip" or len(node.input) != 3:
+        return None
+    ends = [constants.get(name) for name in node.input[1:]]
+    if any(end is None or end.size != 1 for end in ends):
+        return None
+    least, most = (float(end.reshape(-1)[0]) for end in ends if end is not None)
+    return most if least == 0 and most == 6 else None
+
+
 def _used_names(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> Iterator[str]:
     """Names that nodes, those of their subgraphs, or the outputs read."""
     yield from (value.name for value in graph.output)
@@ -402,31 +491,36 @@ def _used_names(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> Iterator
             yield from _used_names(inner, list(inner.node))
 
 
-def check_marks(model: onnx.ModelProto, count: int) -> None:
-    """Raise ExportError when not every mark is in the graph."""
-    found = sum(node.op_type == "Clip" for node in model.graph.node)
-    if found < count:
-        raise ExportError("torch has left marks out of the graph; choose --scheme int8-dynamic")
-
-
 def without_marks(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the same model in float32, its marks taken out."""
+    """A copy of the same model in float32, its marks taken out.
+
+    torch's optimizer joins a ReLU with the mark behind it: such a mark becomes the ReLU again.
+    """
     import onnx
 
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     graph = plain.graph
-    limits = {
-        tensor.name
+    constants = {
+        tensor.name: float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) == 4
-        if MARK <= float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0]) < 2 * MARK
     }
-    marks = [n for n in graph.node if n.op_type == "Clip" and n.input[-1] in limits]
-    behind = {node.output[0]: node.input[0] for node in marks}
+    marks = [n for n in graph.node if n.op_type == "Clip" and n.input[-1] in constants]
+    marks = [n for n in marks if MARK <= constants[n.input[-1]] < 2 * MARK]
+    behind: dict[str, str] = {}
     ends = {value.name for value in graph.output}
     for node in marks:
-        graph.node.remove(node)
+        if constants.get(node.input[1]) != 0:
+            behind[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+        elif constants[node.input[-1]] >= MARK + MARK_RELU6:
+            six = onnx.numpy_helper.from_array(np.array(6, np.float32), f"{node.output[0]}.six")
+            graph.initializer.append(six)
+            node.input[2] = six.name
+        else:
+            node.op_type = "Relu"
+            del node.input[1:]
     for node in graph.node:
         node.input[:] = [behind.get(name, name) for name in node.input]
         # What an output stood behind takes the output's name.

@@ -110,9 +110,9 @@ def _marked(model: Model) -> Traced:
 
 def _make_integer(program: Program, static: Traced) -> None:
     from edgekit.export.tflite_static import quantize_static
-    from edgekit.steps.quantize.static import grids, table_scales
+    from edgekit.steps.quantize.static import grids, tables
 
-    quantize_static(program, grids(static), table_scales(static))
+    quantize_static(program, grids(static), tables(static))
 
 
 def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:

@@ -18,13 +18,14 @@ Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgekit.errors import ExportError
+from edgekit.export.static_tables import Tables, channel_scales, table_integers
 from edgekit.export.tflite_graph import (
     Bytes,
     Graph,
@@ -37,7 +38,7 @@ from edgekit.export.tflite_graph import (
     type_name,
 )
 from edgekit.steps.quantize.fake import MARK
-from edgekit.steps.quantize.grid import Float32, Grid, Int8, int8_scales, quantize_int8
+from edgekit.steps.quantize.grid import Float32, Grid, Int8, quantize_int8
 
 # Operators with kernels for int8, and the versions that those ask for (op_version.cc in
 # TensorFlow).
@@ -68,22 +69,20 @@ _RELUS = {"RELU": 1, "RELU6": 3}  # and their numbers as fused activations
 _EMBEDDING_LOOKUP_INT8 = 3
 _DEQUANTIZE_INT8 = 2
 _REQUANTIZE = 2
-_FEW = 64  # a constant of fewer numbers is no table
 
 
 def quantize_static(
     program: Program,
     grids: Sequence[Grid],
-    tables: Mapping[str, float],
+    tables: Tables,
     *,
     integer_ends: bool = False,
 ) -> None:
     """Rewrite ``program`` in place by the rules above.
 
-    grids: of each mark, by its number. tables: the scale of each table by its name; one that is
-    not named has the scale of its largest number. Raises ExportError when a mark is lost.
+    grids: of each mark, by its number. Raises ExportError when a mark is torn apart.
     """
-    weights = _Weights(dict(tables))
+    weights = _Weights(tables)
     for graph in program.graphs:
         made = _Rewriting(graph, grids, weights, integer_ends)
         graph.operators = made.operators
@@ -94,8 +93,9 @@ def quantize_static(
 class _Weights:
     """The integers of each constant, made once however many graphs hold it."""
 
-    def __init__(self, tables: Mapping[str, float]) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self._scales: dict[int, tuple[Bytes, float | None]] = {}
         # The float bytes are kept as well: while they live, their id is theirs alone.
         self._made: dict[tuple[int, str], tuple[Bytes, Int8, Float32]] = {}
 
@@ -104,20 +104,32 @@ class _Weights:
         assert weight.data is not None
         key = id(weight.data), kind
         if key not in self._made:
-            self._made[key] = weight.data, *quantize_int8(weight.values(), _PRODUCTS[kind])
+            axis, scale = _PRODUCTS[kind], self.scale(weight)
+            if scale is None:
+                made = quantize_int8(weight.values(), axis)
+            else:
+                integers = table_integers(weight.values(), scale)
+                made = integers, channel_scales(scale, weight.shape[axis])
+            self._made[key] = weight.data, *made
         return self._made[key][1:]
+
+    def scale(self, tensor: Tensor | None) -> float | None:
+        """The scale of a constant that is a table."""
+        if tensor is None or not _is_float_constant(tensor):
+            return None
+        assert tensor.data is not None
+        if id(tensor.data) not in self._scales:
+            self._scales[id(tensor.data)] = tensor.data, self.tables.scale(tensor.values())
+        return self._scales[id(tensor.data)][1]
 
     def table(self, table: Tensor) -> tuple[Int8, Float32]:
         """Integers on one scale."""
-        values = table.values()
-        known = self.tables.get(table.name)
-        if known is None:
-            known = float(int8_scales(values.reshape(1, -1))[0])
-        assert table.data is not None
-        key = id(table.data), f"table {known}"
+        scale = self.scale(table)
+        assert table.data is not None and scale is not None
+        key = id(table.data), "table"
         if key not in self._made:
-            integers = np.clip(np.rint(values / np.float32(known)), -127, 127).astype(np.int8)
-            self._made[key] = table.data, integers, np.array([known], np.float32)
+            integers = table_integers(table.values(), scale)
+            self._made[key] = table.data, integers, channel_scales(scale, 1)
         return self._made[key][1:]
 
 
@@ -183,7 +195,7 @@ class _Rewriting:
             self.done |= {id(op), id(inner)}
 
     def _rewrite(self, op: Operator) -> None:
-        if op.kernel.name == "EMBEDDING_LOOKUP" and _is_table(op.inputs[1]):
+        if op.kernel.name == "EMBEDDING_LOOKUP" and self._is_table(op.inputs[1]):
             self._look_up(op)
         elif op.kernel.name in _MOVING and self._moves_integers(op):
             self._move(op)
@@ -192,7 +204,7 @@ class _Rewriting:
 
     def _moves_integers(self, op: Operator) -> bool:
         state = op.inputs[0]
-        if state is not None and _is_table(state):
+        if state is not None and self._is_table(state):
             self._constant(state)
         return id(state) in self.integers
 
@@ -225,6 +237,9 @@ class _Rewriting:
             self.integers[id(table)] = stored, grid
         return self.integers[id(table)]
 
+    def _is_table(self, tensor: Tensor | None) -> bool:
+        return self.weights.scale(tensor) is not None
+
     def _integer(self, op: Operator) -> bool:
         """Rule 1: whether the operator writes integers now."""
         kind = op.kernel.name
@@ -236,11 +251,11 @@ class _Rewriting:
             operands = operands[:1]
         if product and (len(op.inputs) < 2 or not _is_float_constant(op.inputs[1])):
             return False
-        tail = self._tail(op.outputs[0], product)
+        tail = self._tail(op.outputs[0], product, product or kind == "ADD")
         if tail is None:
             return False
         for operand in operands:
-            if id(operand) not in self.integers and _is_table(operand):
+            if id(operand) not in self.integers and self._is_table(operand):
                 self._constant(operand)
         if any(id(operand) not in self.integers for operand in operands):
             return False
@@ -254,8 +269,9 @@ class _Rewriting:
         ]
         if product:
             inputs[1:] = self._product(op, factor)
+        fused = op.fields.builtinOptions.fusedActivationFunction if product else 0
         if kind == "FULLY_CONNECTED":
-            self._convolve(inputs, output, activation)
+            self._convolve(inputs, output, activation or fused)
         else:
             made = operator(kind, inputs, [output], version=_VERSIONS[kind])
             made.fields = copy.copy(op.fields)
@@ -267,7 +283,9 @@ class _Rewriting:
         self._settle(marked, output, grid)
         return True
 
-    def _tail(self, output: Tensor, product: bool) -> tuple[Tensor, float, int, set[int]] | None:
+    def _tail(
+        self, output: Tensor, product: bool, relus: bool
+    ) -> tuple[Tensor, float, int, set[int]] | None:
         """The value whose mark an operator writes to; the factor and ReLU before it.
 
         Also the operators that go into the kernel. ``None`` when somebody reads a float.
@@ -284,7 +302,7 @@ class _Rewriting:
             scaling = _scaling(reader, output)
             if product and scaling is not None and not activation:
                 factor *= scaling
-            elif product and reader.kernel.name in _RELUS and not activation:
+            elif relus and reader.kernel.name in _RELUS and not activation:
                 activation = _RELUS[reader.kernel.name]
             else:
                 return None
@@ -415,14 +433,6 @@ def _reshaped_like(state: Tensor, name: str, shape: list[int]) -> Tensor:
 
 def _is_float_constant(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.data is not None and type_name(tensor.type) == "float32"
-
-
-def _is_table(tensor: Tensor | None) -> bool:
-    return (
-        tensor is not None
-        and _is_float_constant(tensor)
-        and int(np.prod(tensor.shape, dtype=np.int64)) >= _FEW
-    )
 
 
 def _on_grid(like: Any, scales: Float32, zero: int, axis: int = 0) -> Any:

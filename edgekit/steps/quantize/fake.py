@@ -19,6 +19,8 @@ Mode = Literal["off", "watch", "fake", "mark"]
 # A marked point is a clamp to plus and minus this and its number: no number is beyond, so that
 # nothing changes, and both exporters keep clamps.
 MARK = 2**20
+# Added to the mark of a point behind a ReLU6.
+MARK_RELU6 = 2**19
 # How much faster the end of a range moves than a weight, as a share of itself.
 _GAIN = 50.0
 
@@ -36,6 +38,8 @@ class Point(nn.Module):
         self.mode: Mode = "off"
         self.bits = 8
         self.scores = False
+        self.most = float("inf")  # no number is above: a ReLU6's range never learns to end there
+        self.behind_relu6 = False
         self.watch: Any = None
         # The ends of the range: where they started, times one plus how far they have moved. An
         # optimizer moves every number alike, whatever the size of what it stands for.
@@ -73,13 +77,15 @@ class Point(nn.Module):
         self.high_move.requires_grad_(learns)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        return self.low * (1 + _GAIN * self.low_move), self.high * (1 + _GAIN * self.high_move)
+        high = self.high * (1 + _GAIN * self.high_move)
+        return self.low * (1 + _GAIN * self.low_move), high.clamp(max=self.most)
 
     def forward(self, values: Tensor) -> Tensor:
         if self.mode == "watch":
             self.watch(self, values.detach())
         elif self.mode == "mark":
-            return torch.clamp(values, -float(MARK + self.number), float(MARK + self.number))
+            limit = float(MARK + self.number + MARK_RELU6 * self.behind_relu6)
+            return torch.clamp(values, -limit, limit)
         elif self.mode == "fake":
             rounded: Tensor = _round(values, *self._ends(), self.grid)
             return rounded

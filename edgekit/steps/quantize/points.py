@@ -19,8 +19,9 @@ Rules:
 6. The input of a softmax holds each row's largest score less ten: what is lower weighs less than
    5e-5, and a mask's -100 would take most of the grid (see ``masked_score``).
 7. Weights of products: symmetric, a scale for each output channel. Tables: one scale for all,
-   because their rows leave the table as integers.
-8. A batch norm behind a convolution is folded into it.
+   because their rows leave the table as integers. A table is a constant of which rows are read,
+   or that is an operand of two dimensions or more; sums with a vector stay float.
+8. A batch norm behind a product is folded into it. Dropout and padding by nothing go.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ GraphModule = Any
 
 _aten = torch.ops.aten
 
-_PRODUCTS = {
-    _aten.linear.default: 0,
-    _aten.conv1d.default: 0,
-    _aten.conv2d.default: 0,
-}
-_RELUS = (_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default)
+_PRODUCTS = (
+    _aten.linear.default,
+    _aten.conv1d.default,
+    _aten.conv1d.padding,
+    _aten.conv2d.default,
+    _aten.conv2d.padding,
+)
+RELU6 = (_aten.hardtanh.default, _aten.hardtanh_.default)
+_RELUS = (_aten.relu.default, _aten.relu_.default, *RELU6)
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor)
 _PAIRS = (_aten.matmul.default, _aten.bmm.default, *_SUMS)
 _ISLANDS = (_aten.layer_norm.default, _aten.group_norm.default)
@@ -77,9 +81,10 @@ _MOVING = {
     _aten.unsqueeze.default,
     _aten.contiguous.default,
     _aten.clone.default,
-    _aten.dropout.default,
     _aten.max_pool2d.default,
 }
+_PADS = (_aten.pad.default, _aten.constant_pad_nd.default)
+_DROPOUTS = (_aten.dropout.default, _aten.dropout_.default)
 _NORMS = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
 
 
@@ -152,6 +157,9 @@ def trace(
     for node in list(graph.nodes):
         if node.target is _aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+        elif node.target in _DROPOUTS or (node.target in _PADS and not any(node.args[1])):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     _fold_norms(module)
     return _Placing(module, _names(graph), keep_float).place()
 
@@ -168,6 +176,7 @@ class _Placing:
         self.nodes: dict[Any, Point] = {}  # the point that a call_module node is
         self.weights: dict[str, Weight | Table] = {}
         self.constants: dict[Any, Any] = {}  # a constant's node and the node of its grid
+        self.kernels: set[Any] = set()  # what integer kernels work out
         self.islands: dict[str, None] = {}
 
     def place(self) -> Traced:
@@ -176,11 +185,13 @@ class _Placing:
                 continue
             if node.target is _aten.embedding.default:
                 self._look_up(node)
-            elif node.target in _MOVING:
+            elif _moves(node):
                 if node.args[0] in self.on_grid:
                     self.on_grid.add(node)
             elif self._is_integer(node):
                 self._integer(node)
+            else:
+                self._read_rows(node)
         self._find_islands()
         self.module.graph.lint()
         self.module.recompile()
@@ -192,14 +203,33 @@ class _Placing:
     def _is_integer(self, node: Node) -> bool:
         if node.target not in _INTEGER or self.keep_float(self.names[node]):
             return False
+        if not _is_float(node):
+            return False
+        if node.target in _PRODUCTS:
+            return node.args[1].op == "get_attr" or node.args[1] in self.constants.values()
+        if node.target in _PAIRS and not all(map(self._is_operand, node.args[:2])):
+            return False
         if node.target in _SUMS:
             user = _only_user(node)
             for_norm = user is not None and user.target in _ISLANDS
-            both = all(_is_tensor(arg) for arg in node.args[:2])
-            return both and not for_norm and node.kwargs.get("alpha", 1) == 1
-        if node.target in (_aten.hardtanh.default, _aten.hardtanh_.default):
+            return not for_norm and node.kwargs.get("alpha", 1) == 1
+        if node.target in RELU6:
             return tuple(node.args[1:]) == (0.0, 6.0)
         return True
+
+    def _is_operand(self, operand: Any) -> bool:
+        """Whether it is a value, or a table (rule 7)."""
+        if not isinstance(operand, torch.fx.Node) or not _is_float(operand):
+            return False
+        constant = _constant_behind(operand)
+        return operand in self.on_grid or constant is None or _is_matrix(constant)
+
+    def _read_rows(self, node: Node) -> None:
+        """Rule 7 where rows of a table go into a float operator."""
+        for operand in node.all_input_nodes:
+            constant = _constant_behind(operand)
+            if constant is not None and operand is not constant and _is_matrix(constant):
+                self._table(constant)
 
     def _integer(self, node: Node) -> None:
         """Rule 1."""
@@ -216,9 +246,12 @@ class _Placing:
         user = _only_user(node)
         if user is not None and node.target in _PRODUCTS and _is_scaling(user, node):
             last, user = user, _only_user(user)
+        self.kernels.update((node, last))
         if user is not None and user.target in _RELUS and self._is_integer(user):
             return
-        self._point(last, self.names[node], _FIXED.get(node.target))
+        made = self._point(last, self.names[node], _FIXED.get(node.target))
+        if node.target in RELU6:
+            self.nodes[made].most = 6.0
 
     def _quantized(self, operand: Any) -> Any:
         """The operand on a grid: as it is, a table, or behind a new point."""
@@ -255,10 +288,11 @@ class _Placing:
 
     def _weight(self, constant: Any) -> Any:
         """Rule 7 for products; a weight that two products share has one grid."""
-        if constant not in self.constants:
-            part = Weight()
-            self.weights[constant.target] = part
-            self.constants[constant] = self._insert(constant, f"weight_{len(self.weights)}", part)
+        if constant.op != "get_attr":
+            return constant
+        # A table whose rows are looked up as well keeps its one scale.
+        part = self.weights.setdefault(constant.target, Weight())
+        self.constants[constant] = self._insert(constant, f"weight_{len(self.weights)}", part)
         return self.constants[constant]
 
     def _table(self, constant: Any) -> None:
@@ -272,7 +306,7 @@ class _Placing:
         waiting = [made]
         while waiting:
             for user in waiting.pop().users:
-                if user.target in _MOVING:
+                if _moves(user):
                     self.on_grid.add(user)
                     waiting.append(user)
 
@@ -282,6 +316,8 @@ class _Placing:
         if constant.op != "get_attr":
             return
         part = self.weights.setdefault(constant.target, Table())
+        if not isinstance(part, Table):
+            return
         self._insert(node, f"rows_{len(self.on_grid)}", part, constant)
 
     def _holds_scores(self, node: Any) -> None:
@@ -291,18 +327,36 @@ class _Placing:
         self.nodes[node].scores = True
 
     def _find_islands(self) -> None:
-        """Rule 3, for the report: operators between points that are neither."""
+        """Rule 3, for the report: float operators that read what came from integers."""
+        wide: set[Any] = set()
         for node in self.module.graph.nodes:
-            if node.op != "call_function" or node in self.on_grid or node.target in _MOVING:
+            if node.op != "call_function" or node in self.on_grid or node in self.kernels:
                 continue
-            reads = any(arg in self.on_grid for arg in node.all_input_nodes)
-            if reads and node.target not in _INTEGER:
-                name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-                self.islands[f"{self.names.get(node, node.name)} ({name})"] = None
+            if _is_float(node) and any(a in self.on_grid or a in wide for a in node.all_input_nodes):
+                wide.add(node)
+                if not _moves(node):
+                    self.islands[f"{self.names.get(node, node.name)} ({_kind(node)})"] = None
 
 
-def _is_tensor(arg: Any) -> bool:
-    return isinstance(arg, torch.fx.Node) and isinstance(arg.meta.get("val"), Tensor)
+def _is_float(node: Any) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _is_matrix(constant: Any) -> bool:
+    """Whether a constant is a table: of two dimensions or more (rule 7)."""
+    value = constant.meta.get("val")
+    return isinstance(value, Tensor) and sum(int(size) > 1 for size in value.shape) > 1
+
+
+def _moves(node: Any) -> bool:
+    """Rule 2."""
+    if node.target in _PADS:
+        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+        if node.target is _aten.constant_pad_nd.default:
+            mode, value = "constant", node.args[2] if len(node.args) > 2 else 0
+        return mode == "constant" and not value
+    return node.target in _MOVING
 
 
 def _only_user(node: Any) -> Any:
@@ -323,9 +377,14 @@ def _is_scaling(user: Any, node: Any) -> bool:
 
 def _constant_behind(node: Any) -> Any:
     """The parameter or buffer that ``node`` is, or is a part of."""
-    while node.op == "call_function" and node.target in _MOVING:
+    while node.op == "call_function" and _moves(node):
         node = node.args[0]
     return node if node.op == "get_attr" else None
+
+
+def _kind(node: Any) -> str:
+    """``layer_norm``, ``add`` …"""
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
 
 
 def _names(graph: Any) -> dict[Any, str]:
@@ -335,7 +394,7 @@ def _names(graph: Any) -> dict[Any, str]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        kind = str(node.target).split(".")[1]
+        kind = _kind(node)
         weights = [a for a in node.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"]
         if weights:
             parts = str(weights[0].target).removeprefix("module.").split(".")
@@ -359,19 +418,16 @@ def _fold_norms(module: Any) -> None:
             if node.target not in _NORMS:
                 continue
             product = node.args[0]
-            if product.target not in _PRODUCTS or not _only_use(product):
+            if not _can_fold(node, product):
                 continue
-            scale, bias, mean, variance = (
-                module.get_parameter(a.target)
-                if a.target in dict(module.named_parameters())
-                else module.get_buffer(a.target)
-                for a in node.args[1:5]
-            )
+            scale, bias, mean, variance = (tensor_of(module, a.target) for a in node.args[1:5])
             epsilon = next(a for a in reversed(node.args) if isinstance(a, float))
-            weight = module.get_parameter(product.args[1].target)
+            weight = tensor_of(module, product.args[1].target)
             factor = scale / torch.sqrt(variance + epsilon)
+            # One that was folded before: a factor that is nearly one would move the weights.
+            factor[(scale == 1) & (mean == 0) & (variance == 1.0 - epsilon)] = 1.0
             old = product.args[2] if len(product.args) > 2 else None
-            shift: Any = module.get_parameter(old.target) if old is not None else 0.0
+            shift: Any = tensor_of(module, old.target) if old is not None else 0.0
             bias.copy_(bias + (shift - mean) * factor)
             if old is not None:
                 shift.zero_()
@@ -387,3 +443,24 @@ def _fold_norms(module: Any) -> None:
             node.replace_all_uses_with(made)
             graph.erase_node(node)
             graph.erase_node(product)
+
+
+def _can_fold(norm: Any, product: Any) -> bool:
+    """Whether the norm is behind a product alone, and no other reads what would change."""
+    if product.target not in _PRODUCTS or not _only_use(product):
+        return False
+    if product.target is _aten.linear.default and product.meta["val"].ndim != 2:
+        return False  # its last dimension is not the norm's
+    if any(a is True for a in norm.args[5:6]):
+        return False  # it is training
+    constants = [*norm.args[1:5], *(a for a in product.args[1:3] if a is not None)]
+    return all(
+        isinstance(a, torch.fx.Node) and a.op == "get_attr" and _only_use(a) for a in constants
+    )
+
+
+def tensor_of(module: Any, name: str) -> Tensor:
+    """The parameter or buffer that a traced module calls so."""
+    path, _, last = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(path), last)
+    return found

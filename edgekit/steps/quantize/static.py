@@ -6,7 +6,8 @@ model is done to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 
 from edgekit.artifact import STATIC
 from edgekit.errors import ExportError, RecipeError
+from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
-from edgekit.steps.quantize.fake import Table, Weight
+from edgekit.steps.quantize.fake import Point, Table, Weight
 from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
-from edgekit.steps.quantize.points import Traced, trace
+from edgekit.steps.quantize.points import RELU6, Traced, tensor_of, trace
 
 if TYPE_CHECKING:
     from edgekit.step import Context
@@ -103,10 +105,16 @@ def snap(found: Traced) -> None:
     with torch.no_grad():
         for name, part in found.weights.items():
             if isinstance(part, Weight):
-                weight = found.module.get_parameter(name)
-                block = part.block
-                on_grid = quantize(weight.detach().numpy(), part.bits, block=block)
-                weight.copy_(torch.from_numpy(dequantize(*on_grid, block=block)))
+                tensor = tensor_of(found.module, name)
+                values = dequantize(*_integers(tensor, part), block=part.block)
+                tensor.copy_(torch.from_numpy(values))
+
+
+def _integers(tensor: torch.Tensor, part: Weight | Table) -> tuple[Array, Array]:
+    values = tensor.detach().numpy()
+    if isinstance(part, Table):
+        return quantize_int8(values.reshape(1, -1))
+    return quantize(values, part.bits, block=part.block)
 
 
 def integer_weights(found: Traced) -> dict[str, tuple[Array, Array]]:
@@ -116,13 +124,17 @@ def integer_weights(found: Traced) -> dict[str, tuple[Array, Array]]:
     """
     made = {}
     for name, part in found.weights.items():
-        values = _tensor(found.module, name).detach().numpy()
-        if isinstance(part, Table):
-            integers, scales = quantize_int8(values.reshape(1, -1))
-            made[short_name(name)] = integers.reshape(values.shape), scales
-        else:
-            made[short_name(name)] = quantize_int8(values)
+        tensor = tensor_of(found.module, name)
+        integers, scales = _integers(tensor, part)
+        made[_first_name(found.module, name)] = integers.reshape(tuple(tensor.shape)), scales
     return made
+
+
+def _first_name(module: Any, name: str) -> str:
+    """What the checkpoint calls a tensor: it comes first where there are several names."""
+    tensor = tensor_of(module, name)
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    return short_name(next(known for known, other in named if other is tensor))
 
 
 def short_name(name: str) -> str:
@@ -143,12 +155,29 @@ def marked(model: Model, *, decomposed_norm: bool = False) -> Traced:
         )
     found = traced(model)
     found.set_mode("mark")
+    if not decomposed_norm:
+        _free_marks(found)
     if decomposed_norm:
         for node in found.module.graph.nodes:
             if node.target is torch.ops.aten.layer_norm.default:
                 node.target = _norm_by_hand
         found.module.recompile()
     return found
+
+
+def _free_marks(found: Traced) -> None:
+    """torch's ONNX optimizer joins a ReLU6 and the mark behind it, and drops the mark.
+
+    It joins a ReLU with it as well, but leaves the mark's end: so a mark says which it is.
+    """
+    for node in found.module.graph.nodes:
+        if node.op == "call_module" and node.args[0].target in RELU6:
+            point = found.module.get_submodule(node.target)
+            if isinstance(point, Point):
+                point.behind_relu6 = True
+                relu = node.args[0]
+                relu.target, relu.args = torch.ops.aten.relu.default, relu.args[:1]
+    found.module.recompile()
 
 
 def grids(found: Traced) -> list[Grid]:
@@ -163,13 +192,14 @@ def output_step(model: Model) -> float:
     return last.grid.scale
 
 
-def table_scales(found: Traced) -> dict[str, float]:
-    """The scale of each table by the name that the checkpoint has for it."""
-    return {
-        name: float(scales[0])
-        for name, (_, scales) in integer_weights(found).items()
-        if len(scales) == 1
-    }
+def tables(found: Traced) -> Tables:
+    """The tables with their scales, for a writer."""
+    made = []
+    for name, part in found.weights.items():
+        if isinstance(part, Table):
+            tensor = tensor_of(found.module, name)
+            made.append((tensor.detach().numpy(), float(_integers(tensor, part)[1][0])))
+    return Tables(made)
 
 
 def _norm_by_hand(
@@ -215,7 +245,3 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
     found_outputs: Array = outputs
     return found_outputs
 
-
-def _tensor(module: Any, name: str) -> torch.Tensor:
-    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
-    return parameters[name] if name in parameters else module.get_buffer(name)
