@@ -332,7 +332,9 @@ class _Placing:
         for node in self.module.graph.nodes:
             if node.op != "call_function" or node in self.on_grid or node in self.kernels:
                 continue
-            if _is_float(node) and any(a in self.on_grid or a in wide for a in node.all_input_nodes):
+            if _is_float(node) and any(
+                a in self.on_grid or a in wide for a in node.all_input_nodes
+            ):
                 wide.add(node)
                 if not _moves(node):
                     self.islands[f"{self.names.get(node, node.name)} ({_kind(node)})"] = None

@@ -7,7 +7,7 @@ model is done to the model.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,4 +244,3 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
                 outputs[rows] = answer
     found_outputs: Array = outputs
     return found_outputs
-
