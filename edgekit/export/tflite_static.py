@@ -62,6 +62,7 @@ _MOVING = {
     "EXPAND_DIMS": 1,
     "SQUEEZE": 1,
     "PAD": 2,
+    "PADV2": 2,
     "MAX_POOL_2D": 2,
 }
 _PRODUCTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
@@ -206,14 +207,31 @@ class _Rewriting:
         state = op.inputs[0]
         if state is not None and self._is_table(state):
             self._constant(state)
+        if op.kernel.name == "PADV2" and id(state) in self.integers:
+            return self._filling(op) is not None
         return id(state) in self.integers
+
+    def _filling(self, op: Operator) -> Tensor | None:
+        """The integer that a PADV2 pads with: before a max pool, less than any number."""
+        filling, (_, grid) = op.inputs[2], self.integers[id(op.inputs[0])]
+        if filling is None or not _is_float_constant(filling) or filling.values().size != 1:
+            return None
+        number = float(filling.values().reshape(-1)[0])
+        if number > grid.range[0] and number != 0:
+            return None
+        integer = grid.zero if number == 0 else grid.lowest
+        fields = _on_grid(None, np.array([grid.scale], np.float32), grid.zero)
+        return constant(filling.name, np.array([integer], np.int8), fields)
 
     def _move(self, op: Operator) -> None:
         """Rule 2."""
         state, grid = self.integers[id(op.inputs[0])]
         output = self._made(op.outputs[0], grid)
         version = _MOVING[op.kernel.name]
-        made = operator(op.kernel.name, [state, *op.inputs[1:]], [output], version=version)
+        others = op.inputs[1:]
+        if op.kernel.name == "PADV2":
+            others = [op.inputs[1], self._filling(op)]
+        made = operator(op.kernel.name, [state, *others], [output], version=version)
         made.fields = op.fields
         self.operators.append(made)
         self._settle(op.outputs[0], output, grid)
