@@ -84,6 +84,8 @@ _MOVING = {
     _aten.max_pool2d.default,
 }
 _PADS = (_aten.pad.default, _aten.constant_pad_nd.default)
+# Spelled otherwise, a ReLU6 is a hardtanh from 0 to 6.
+_SIXES = (_aten.relu6.default, _aten.relu6_.default, _aten.clamp.default, _aten.clamp_.default)
 _DROPOUTS = (_aten.dropout.default, _aten.dropout_.default)
 _NORMS = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
 
@@ -160,6 +162,8 @@ def trace(
         elif node.target in _DROPOUTS or (node.target in _PADS and not any(node.args[1])):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target in _SIXES and tuple(node.args[1:]) in ((), (0, 6), (0.0, 6.0)):
+            node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     _fold_norms(module)
     return _Placing(module, _names(graph), keep_float).place()
 
