@@ -357,11 +357,10 @@ def _is_matrix(constant: Any) -> bool:
 
 def _moves(node: Any) -> bool:
     """Rule 2."""
-    if node.target in _PADS:
-        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
-        if node.target is _aten.constant_pad_nd.default:
-            mode, value = "constant", node.args[2] if len(node.args) > 2 else 0
-        return mode == "constant" and not value
+    if node.target is _aten.constant_pad_nd.default:
+        return not any(node.args[2:])
+    if node.target is _aten.pad.default:
+        return node.args[2:3] in ((), ("constant",)) and not any(node.args[3:])
     return node.target in _MOVING
 
 
