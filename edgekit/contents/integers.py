@@ -10,6 +10,7 @@ import numpy.typing as npt
 from edgekit.contents import identify_format
 
 _SUFFIX = ".int8"
+_MOVING = ("Gather", "Slice", "Reshape", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,17 @@ def _of_onnx(path: Path) -> Iterator[StoredIntegers]:
 
     graph = load_onnx(path).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    scale_of = {n.input[0]: n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
+    # Rows leave a table before they are widened.
+    moved = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type in _MOVING and node.input[0] in stored
+    }
+    scale_of = {
+        moved.get(node.input[0], node.input[0]): node.input[1]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     for name, tensor in stored.items():
         if tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
             continue

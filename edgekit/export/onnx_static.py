@@ -355,8 +355,12 @@ class _Rewriting:
 
     def _float(self, node: onnx.NodeProto) -> None:
         """Rule 3."""
-        for name in node.input:
+        for place, name in enumerate(node.input):
             self._wide(name)
+            if self._is_table(name):
+                # A table that a float operator reads is rounded all the same.
+                self._table(name)
+                node.input[place] = self._floats(name)
         self.nodes.append(node)
         if node.op_type in _SHAPE_KEEPING:
             known = {self.leading.get(name) for name in node.input if name not in self.constants}

@@ -154,6 +154,7 @@ class _Rewriting:
         # Of each value of the old graph: its integers, and whether they were widened already.
         self.integers: dict[int, tuple[Tensor, Grid]] = {}
         self.widened: set[int] = set()
+        self.wide_tables: dict[int, Tensor] = {}
         self.pictures: dict[int, Tensor] = {}
         for tensor in graph.inputs:
             self._mark(tensor)
@@ -403,12 +404,24 @@ class _Rewriting:
 
     def _wide(self, tensor: Tensor) -> Tensor:
         """The floats of a value of the old graph: itself, behind a DEQUANTIZE where need be."""
+        if self._is_table(tensor):
+            return self._wide_table(tensor)
         if id(tensor) in self.integers and id(tensor) not in self.widened and tensor.data is None:
             stored, _ = self.integers[id(tensor)]
             version = _DEQUANTIZE_INT8
             self.operators.append(operator("DEQUANTIZE", [stored], [tensor], version=version))
             self.widened.add(id(tensor))
         return tensor
+
+    def _wide_table(self, table: Tensor) -> Tensor:
+        """A table that a float operator reads: rounded all the same."""
+        stored, _ = self._constant(table)
+        if id(table) not in self.wide_tables:
+            wide = Tensor(f"{table.name}.float32", table.type, table.shape)
+            self.wide_tables[id(table)] = wide
+            version = _DEQUANTIZE_INT8
+            self.operators.append(operator("DEQUANTIZE", [stored], [wide], version=version))
+        return self.wide_tables[id(table)]
 
     def _made(self, like: Tensor, grid: Grid) -> Tensor:
         """A new value on a grid, of the shape of ``like``."""

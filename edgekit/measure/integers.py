@@ -7,8 +7,10 @@ Rules:
 2. A weight is found by its name, or where a converter renamed it by its content, as it is or
    transposed. A converter may fold a constant factor into a weight; then its scales are the
    expected ones times one number.
-3. For static schemes every weight of the traced model must be there. For others those that the
-   file calls by their names are held against the model; a file without names proves nothing.
+3. For static schemes every product's weight of the traced model must be there, and each table,
+   or its first rows where the file has no use for more; a table that a converter merged into
+   something else is named in the record. For other schemes those weights that the file calls by
+   their names are held against the model; a file without names proves nothing.
 """
 
 from collections.abc import Mapping
@@ -32,8 +34,8 @@ _SCALES = 2e-6  # a few roundings of float32
 _PER_ROW = ("int8-dynamic", "int8-weights")
 
 
-def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[str, int] | None:
-    """How many tensors were held against the model, and how many numbers they have.
+def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[str, Any] | None:
+    """How many tensors were held against the model, how many numbers they have, what is merged.
 
     bits: of ONNX weights in ``int8-dynamic`` (``Target.weight_bits``).
 
@@ -70,17 +72,27 @@ def _rounded(model: "Model", bits: int) -> Expected:
     }
 
 
-def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, int]:
+def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, Any]:
     found = read_integers(path)
     by_name = {each.name: each for each in found}
     by_content = {each.values.tobytes(): each for each in found}
     tensors = numbers = 0
+    merged = []
     for name, (integers, scales) in expected.items():
         stored = by_name.get(name)
         if stored is None and complete:
             stored = by_content.get(integers.tobytes()) or by_content.get(
                 np.ascontiguousarray(integers.T).tobytes()
             )
+        table = len(scales) == 1 and (integers.shape[0] > 1 or integers.ndim == 3)
+        if complete and table and (stored is None or stored.values.size != integers.size):
+            rows = _first_rows(found, integers)
+            if rows is None:
+                merged.append(name)
+                continue
+            stored = rows
+            integers = integers.reshape(-1, integers.shape[-1])
+            integers = integers[: rows.values.size // integers.shape[-1]]
         if stored is None:
             if complete:
                 raise ProofError(
@@ -91,7 +103,18 @@ def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, int]:
         _equal(path, name, stored, integers, scales)
         tensors += 1
         numbers += integers.size
-    return {"tensors": tensors, "numbers": numbers}
+    return {"tensors": tensors, "numbers": numbers, "merged": merged}
+
+
+def _first_rows(found: list[StoredIntegers], table: Array) -> StoredIntegers | None:
+    """What of the file holds a table's first rows, whatever it is called."""
+    flat = table.reshape(-1)
+    for each in found:
+        size = each.values.size
+        whole = size % table.shape[-1] == 0 and size <= flat.size
+        if whole and np.array_equal(each.values.reshape(-1), flat[:size]):
+            return each
+    return None
 
 
 def _equal(path: Path, name: str, stored: StoredIntegers, integers: Array, scales: Array) -> None:
