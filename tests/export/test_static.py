@@ -31,7 +31,9 @@ torch.set_num_threads(1)
 STEPS = {"resnet": 2, "mobilenet_v2": 60, "mobilebert": 16, "xlnet": 16}
 QUICK = (("bert", "text-classification"), ("resnet", "image-classification"))
 ALL = [
-    *((family, task) for family in TEXT_FAMILIES for task in TEXT_TASKS),
+    *((family, "text-classification") for family in TEXT_FAMILIES),
+    # What a task adds is alike in all families.
+    *(("bert", task) for task in TEXT_TASKS[1:]),
     *((family, "image-classification") for family in IMAGE_FAMILIES),
 ]
 each_family = pytest.mark.parametrize(
