@@ -127,11 +127,10 @@ def attend(
     query [B, Q, H * width], key and value [B, L, H * width], bias broadcasts to [B, H, Q, L];
     returns [B, Q, H * width].
     """
-    # The query is scaled, not the scores: a writer of integers folds that into the query's weight.
-    q = split_heads(query * width**-0.5, width).transpose(1, 2)
+    q = split_heads(query, width).transpose(1, 2)
     k = split_heads(key, width).permute(0, 2, 3, 1)
     v = split_heads(value, width).transpose(1, 2)
-    scores = torch.matmul(q, k)
+    scores = torch.matmul(q, k) * width**-0.5
     if bias is not None:
         scores = scores + bias
     return torch.matmul(torch.softmax(scores, dim=-1), v).transpose(1, 2).flatten(2)

@@ -164,6 +164,7 @@ def trace(
             graph.erase_node(node)
         elif node.target in _SIXES and tuple(node.args[1:]) in ((), (0, 6), (0.0, 6.0)):
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+    _scale_early(graph)
     _fold_norms(module)
     return _Placing(module, _names(graph), keep_float).place()
 
@@ -409,6 +410,28 @@ def _names(graph: Any) -> dict[Any, str]:
         else:
             names[node] = f"{layer}.{kind}" if layer else kind
     return names
+
+
+def _scale_early(graph: Any) -> None:
+    """Scale the query instead of the scores: its kernel does that at once (rule 4)."""
+    for scaled in list(graph.nodes):
+        product: Any = scaled.args[0] if scaled.args else None
+        if getattr(product, "target", None) not in (_aten.matmul.default, _aten.bmm.default):
+            continue
+        if not _only_use(product) or not _is_scaling(scaled, product):
+            continue
+        query = product.args[0]
+        while query.target in _MOVING and _only_use(query):
+            query = query.args[0]
+        if query.target not in _PRODUCTS or not _only_use(query):
+            continue
+        with graph.inserting_after(query):
+            made = graph.call_function(_aten.mul.Tensor, (query, scaled.args[1]))
+        made.meta = dict(query.meta)
+        query.replace_all_uses_with(made)
+        made.args = (query, scaled.args[1])
+        scaled.replace_all_uses_with(product)
+        graph.erase_node(scaled)
 
 
 def _fold_norms(module: Any) -> None:
