@@ -18,7 +18,12 @@ class Tables:
     """Tables with their scales. Converters rename them, and keep only the rows that are read."""
 
     def __init__(self, tables: Sequence[tuple[Array, float]]) -> None:
-        self._tables = [(np.ascontiguousarray(t).reshape(-1), scale) for t, scale in tables]
+        # A converter that moves a sum behind a transpose transposes the table as well.
+        self._tables = [
+            (np.ascontiguousarray(form).reshape(-1), scale)
+            for table, scale in tables
+            for form in (table, table.T)
+        ]
 
     def scale(self, values: Array) -> float | None:
         """The scale of the table that holds these numbers one after the other."""

@@ -10,7 +10,7 @@ model it is below 2 % of the file.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact import FLOAT_SCHEMES, Format, Scheme
+from edgekit.artifact import FLOAT_SCHEMES, STATIC, Format, Scheme
 from edgekit.contents import read_contents
 from edgekit.contents.operators import multiplied, read_graph
 from edgekit.export.onnx_weights import BLOCK
@@ -40,7 +40,7 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-dynamic": (125, 1100),
         "int8-weights": (135, 900),
         "int4-weights": (99, 1300),
-        "int8-static": (175, 2500),
+        "int8-static": (260, 5500),
     },
     "tflite": {
         "fp32": (79, 2300),
@@ -48,7 +48,7 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-dynamic": (101, 2500),
         "int8-weights": (95, 2700),
         "int4-weights": (86, 2900),
-        "int8-static": (101, 2500),
+        "int8-static": (148, 5000),
     },
     "torchscript": {"fp32": (104, 3400), "fp16": (104, 3400), "int8-dynamic": (161, 3700)},
 }
@@ -184,6 +184,8 @@ def _stored(
         count = longest * tensor.shape[-1]
     if scheme in FLOAT_SCHEMES:
         return 2 * count if scheme == "fp16" else 4 * count
+    if scheme in STATIC:
+        return _stored_static(owner, name, count, tensor.shape[0], format, graphs)
     if name == "weight" and isinstance(owner, nn.Linear):
         return _matrix_bytes(tuple(tensor.shape), scheme, format, graphs)
     if isinstance(owner, nn.Embedding):
@@ -193,6 +195,22 @@ def _stored(
     if name in _TABLES and not longest and count >= 1024:
         return count + 4 * (count // tensor.shape[-1])
     return 4 * count
+
+
+def _stored_static(
+    owner: Any, name: str, count: int, channels: int, format: Format, graphs: int
+) -> int:
+    """Tables on one scale; products by channel, their biases on the product's scales."""
+    from torch import nn
+
+    if isinstance(owner, nn.Embedding) or name in _TABLES:
+        return count
+    if not isinstance(owner, nn.Linear | nn.Conv2d):
+        return 4 * count
+    if name == "bias":
+        return (4 + _PARAMETERS[format] * graphs) * count
+    zero = 1 if format == "onnx" else 0
+    return count + (_PARAMETERS[format] + zero) * graphs * channels
 
 
 def _matrix_bytes(shape: tuple[int, ...], scheme: Scheme, format: Format, graphs: int) -> int:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.artifact import SCHEMES, Format, Scheme, cannot_hold
+from edgekit.artifact import SCHEMES, STATIC, Format, Scheme, cannot_hold
+from edgekit.data import Rows
 from edgekit.export import export_artifact
 from edgekit.filemodel import read_file_model
 from edgekit.model import identify, load_model
 from edgekit.plan.predict import predicted_bytes, weight_bytes
 from tests.contents.test_static import linear_onnx, linear_tflite
-from tests.tiny import tiny_checkpoint
+from tests.static_cases import calibrated
+from tests.tiny import tiny_checkpoint, tiny_texts
 
 
 @pytest.mark.slow
@@ -36,6 +38,9 @@ def test_prediction_is_within_one_percent(
     source = identify(str(checkpoint))
     predicted = predicted_bytes(load_model(source, meta=True), format, scheme, lengths)
     model = load_model(source)
+    if scheme in STATIC:
+        assert model.preprocessor is not None
+        model, _ = calibrated(model, model.preprocessor.encode(Rows(texts=tuple(tiny_texts(10)))))
     written = export_artifact(model, tmp_path, format, scheme, lengths, any_length=not lengths)
     assert predicted == pytest.approx(written.bytes, rel=0.01)
 

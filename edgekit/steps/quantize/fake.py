@@ -36,7 +36,6 @@ class Point(nn.Module):
         super().__init__()
         self.number, self.fixed = number, fixed
         self.mode: Mode = "off"
-        self.bits = 8
         self.scores = False
         self.most = float("inf")  # no number is above: a ReLU6's range never learns to end there
         self.behind_relu6 = False
@@ -59,9 +58,7 @@ class Point(nn.Module):
 
     @property
     def grid(self) -> Grid:
-        if self.fixed is not None and self.bits == 16:
-            return Grid(2**-15, 0, 16)
-        return activation_grid(*self.range, self.bits)
+        return activation_grid(*self.range)
 
     def set_range(self, low: float, high: float) -> None:
         with torch.no_grad():

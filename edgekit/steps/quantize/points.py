@@ -27,7 +27,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,6 @@ class Traced:
         for part in (*self.points.values(), *self.weights.values()):
             part.mode = mode
 
-    def set_bits(self, bits: int) -> None:
-        for point in self.points.values():
-            point.bits = bits
-
     def set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Give the points their ranges. Raises ModelError when one has none."""
         from edgekit.errors import ModelError
@@ -128,17 +124,11 @@ class Traced:
         return {name: point.range for name, point in self.points.items()}
 
 
-def trace(
-    forward: nn.Module,
-    example: Sequence[Tensor],
-    varying: Sequence[str],
-    *,
-    keep_float: Callable[[str], bool] = lambda name: False,
-) -> Traced:
+def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]) -> Traced:
     """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
 
-    example, varying: as ``example_inputs`` gives them. keep_float: of an operator's name, whether
-    it stays float although it need not. Raises ExportError when torch cannot trace it.
+    example, varying: as ``example_inputs`` gives them. Raises ExportError when torch cannot trace
+    it.
     """
     from edgekit.errors import ExportError
     from edgekit.export.tracing import quiet_tracing, root_cause
@@ -166,16 +156,14 @@ def trace(
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     _scale_early(graph)
     _fold_norms(module)
-    return _Placing(module, _names(graph), keep_float).place()
+    return _Placing(module, _names(graph)).place()
 
 
 class _Placing:
     """Puts points into one graph."""
 
-    def __init__(
-        self, module: Any, names: Mapping[Any, str], keep_float: Callable[[str], bool]
-    ) -> None:
-        self.module, self.names, self.keep_float = module, names, keep_float
+    def __init__(self, module: Any, names: Mapping[Any, str]) -> None:
+        self.module, self.names = module, names
         self.on_grid: set[Any] = set()
         self.points: dict[str, Point] = {}
         self.nodes: dict[Any, Point] = {}  # the point that a call_module node is
@@ -206,9 +194,7 @@ class _Placing:
         return Traced(self.module, points, self.weights, tuple(self.islands))
 
     def _is_integer(self, node: Node) -> bool:
-        if node.target not in _INTEGER or self.keep_float(self.names[node]):
-            return False
-        if not _is_float(node):
+        if node.target not in _INTEGER or not _is_float(node):
             return False
         if node.target in _PRODUCTS:
             return node.args[1].op == "get_attr" or node.args[1] in self.constants.values()
@@ -318,7 +304,7 @@ class _Placing:
     def _look_up(self, node: Node) -> None:
         """Rule 7 for rows by number: they are rounded when looked up, not all of the table."""
         constant = node.args[0]
-        if constant.op != "get_attr":
+        if constant.op != "get_attr" or not _follows_inputs(node.args[1]):
             return
         part = self.weights.setdefault(constant.target, Table())
         if not isinstance(part, Table):
@@ -354,6 +340,16 @@ def _is_matrix(constant: Any) -> bool:
     """Whether a constant is a table: of two dimensions or more (rule 7)."""
     value = constant.meta.get("val")
     return isinstance(value, Tensor) and sum(int(size) > 1 for size in value.shape) > 1
+
+
+def _follows_inputs(node: Any) -> bool:
+    """Whether a tensor depends on the numbers of an input, and not on its shape alone.
+
+    What does not (scores by distance) is worked out once by a converter, and no table any more.
+    """
+    if not isinstance(node.meta.get("val"), Tensor):
+        return False
+    return node.op == "placeholder" or any(map(_follows_inputs, node.all_input_nodes))
 
 
 def _moves(node: Any) -> bool:
