@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from edgekit import structure
 from edgekit.architectures import Architecture, architecture
 from edgekit.artifact import Scheme
 from edgekit.errors import ModelError
@@ -185,7 +186,11 @@ def save_model(model: Model, folder: Path) -> None:
         raise ModelError("a plain module has no checkpoint format; keep its factory")
     module: Any = model.module
     with quiet():
-        module.save_pretrained(folder)
+        differs = structure.record(module)
+        if differs is None:
+            module.save_pretrained(folder)
+        else:
+            structure.save(module, folder, differs)
     record: dict[str, Any] = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
     if model.quantized is not None:
         record["quantized"] = asdict(model.quantized)
@@ -367,19 +372,29 @@ def _load_module(folder: Path, task: Task, meta: bool) -> Any:
     with quiet():
         import torch
         import transformers
+        from safetensors.torch import load_file
 
         auto = getattr(transformers, _CLASSES[task])
         read: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         made: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
         try:
             config = transformers.AutoConfig.from_pretrained(folder, **read)
+            differs = config.__dict__.pop(structure.KEY, None)
             if task == "sentence-embedding" and _has_pooler(auto, config):
                 made["add_pooling_layer"] = False
             if meta:
                 with torch.device("meta"):
                     outline = auto.from_config(config, **made)
                 # XLNet makes some of its parameters on the CPU whatever the device.
-                return outline.to("meta").eval()
+                outline = outline.to("meta")
+                if differs is not None:
+                    structure.rebuild(outline, differs, None)
+                return outline.eval()
+            if differs is not None:
+                module = auto.from_config(config, **made)
+                structure.rebuild(module, differs, load_file(folder / "model.safetensors"))
+                check_finite(module)
+                return module.eval()
             module, report = auto.from_pretrained(
                 folder,
                 config=config,
@@ -388,6 +403,8 @@ def _load_module(folder: Path, task: Task, meta: bool) -> Any:
                 **read,
                 **made,
             )
+        except ModelError:
+            raise
         except Exception as error:  # transformers raises many kinds
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ModelError(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _GROUP = "edgekit.steps"
 _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
+    "distill": "edgekit.steps.distill.distill:Distill",
+    "drop-layers": "edgekit.steps.drop_layers:DropLayers",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }

@@ -23,13 +23,15 @@ class Context:
 
     rows: training rows, never eval rows. folder: scratch of these very steps on this model and
     data, which is still there when a killed build is run again and goes when the steps are done;
-    ``None`` where only shapes are looked at. on_progress: told how far a long step is.
+    ``None`` where only shapes are looked at. on_progress: told how far a long step is. original:
+    the model before the first step.
     """
 
     rows: Rows | None
     seed: int
     folder: Path | None = None
     on_progress: OnProgress = unwatched
+    original: "Model | None" = None
 
 
 class Step(Protocol):
@@ -46,6 +48,7 @@ class Step(Protocol):
 
 def apply_steps(steps: Sequence[Step], model: "Model", context: Context) -> "Model":
     """All steps in order, each held to its contract."""
+    context = replace(context, original=model)
     for number, step in enumerate(steps):
         step.requires(model, context)
         changed = step.apply(model, _own_folder(context, number))

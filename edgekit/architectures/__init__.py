@@ -80,11 +80,14 @@ class Architecture:
     forward: the one clean forward of a model, for all exporters (see ``blocks``).
     layers: of an encoder (the task model's ``base_model``), in the order in which they run; one
     that runs twice is there twice. embeddings: of a family that reads text.
+    stack: where an encoder's layers are; ``None`` where they share weights, or there are none.
     head: from the summary token's state [B, D] to logits [B, C], for text-classification.
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
     of a later one was trained without.
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
+    summary: the place of the token that stands for the whole text: 0, or -1 for the last.
+    learns: whether the clean forward's gradients reach the model's own weights.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
     BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;
     -100 leaves room for models with larger scores. Far below, static int8 suffers: its range
@@ -94,11 +97,14 @@ class Architecture:
     forward: "Callable[[Model, bool], nn.Module]"
     embeddings: Callable[[Any], Embeddings] | None = None
     layers: Callable[[Any], tuple[Layer, ...]] | None = None
+    stack: "Callable[[Any], nn.ModuleList] | None" = None
     head: "Callable[[Any, Tensor], Tensor] | None" = None
     token_types: Literal["never", "pairs", "always"] = "never"
     types_until: int | None = None
     masked_score: float = -100.0
     frees_length: bool = True
+    learns: bool = True
+    summary: int = 0
 
     @property
     def reads_text(self) -> bool:
@@ -114,12 +120,9 @@ class Architecture:
 
         All other weights are shared with the original.
         """
-        import copy
-
         from torch import nn
 
-        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        changed = copy.deepcopy(module, shared)
+        changed = sharing_copy(module)
         words = self.word_embeddings(changed)
         words.weight = nn.Parameter(words.weight.detach()[list(kept)])
         words.num_embeddings = len(kept)
@@ -131,6 +134,14 @@ class Architecture:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, numbers.get(getattr(config, name, -1)))
         return changed
+
+
+def sharing_copy(module: Any) -> Any:
+    """A copy whose parts may be replaced; its weights are the original's until they are."""
+    import copy
+
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
 
 
 def architecture(family: str) -> Architecture:

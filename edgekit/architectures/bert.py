@@ -44,5 +44,10 @@ def _head(module: Any, state: Tensor) -> Tensor:
 
 
 ARCHITECTURE = Architecture(
-    forward=text_forward, embeddings=embeddings, layers=layers, head=_head, token_types="pairs"
+    forward=text_forward,
+    embeddings=embeddings,
+    layers=layers,
+    stack=lambda encoder: encoder.encoder.layer,
+    head=_head,
+    token_types="pairs",
 )

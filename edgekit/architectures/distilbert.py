@@ -43,5 +43,9 @@ def _head(module: Any, state: Tensor) -> Tensor:
 
 
 ARCHITECTURE = Architecture(
-    forward=text_forward, embeddings=_embeddings, layers=_layers, head=_head
+    forward=text_forward,
+    embeddings=_embeddings,
+    layers=_layers,
+    stack=lambda encoder: encoder.transformer.layer,
+    head=_head,
 )

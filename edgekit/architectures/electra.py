@@ -25,6 +25,7 @@ ARCHITECTURE = Architecture(
     forward=text_forward,
     embeddings=_embeddings,
     layers=bert.layers,
+    stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     token_types="pairs",
 )

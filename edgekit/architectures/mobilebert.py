@@ -133,6 +133,7 @@ ARCHITECTURE = Architecture(
     forward=_forward,
     embeddings=_embeddings,
     layers=_layers,
+    stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     token_types="pairs",
     masked_score=-1e4,

@@ -69,6 +69,7 @@ ARCHITECTURE = Architecture(
     forward=_forward,
     embeddings=_embeddings,
     layers=_layers,
+    stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     frees_length=False,
 )

@@ -22,5 +22,9 @@ def _head(module: Any, state: Tensor) -> Tensor:
 
 # There is a type table, but the tokenizers make one type only.
 ARCHITECTURE = Architecture(
-    forward=text_forward, embeddings=_embeddings, layers=bert.layers, head=_head
+    forward=text_forward,
+    embeddings=_embeddings,
+    layers=bert.layers,
+    stack=lambda encoder: encoder.encoder.layer,
+    head=_head,
 )

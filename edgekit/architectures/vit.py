@@ -78,4 +78,6 @@ class VitForward(nn.Module):
         return result
 
 
-ARCHITECTURE = Architecture(forward=VitForward, layers=_layers)
+ARCHITECTURE = Architecture(
+    forward=VitForward, layers=_layers, stack=lambda encoder: encoder.layers
+)

@@ -185,8 +185,11 @@ ARCHITECTURE = Architecture(
     forward=_forward,
     embeddings=_embeddings,
     layers=_layers,
+    stack=lambda encoder: encoder.layer,
     head=_head,
     token_types="always",
     types_until=4,
     frees_length=False,
+    learns=False,
+    summary=-1,
 )

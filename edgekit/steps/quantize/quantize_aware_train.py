@@ -32,9 +32,6 @@ from edgekit.errors import RecipeError
 from edgekit.steps.quantize.calibrate import Method
 
 if TYPE_CHECKING:
-    import torch
-
-    from edgekit.examples import Batch, Examples
     from edgekit.model import Model
     from edgekit.step import Context
     from edgekit.steps.quantize.points import Traced
@@ -67,6 +64,7 @@ class QuantizeAwareTrain:
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
+        from edgekit.steps.distill.teaching import check_labels
         from edgekit.steps.quantize.static import require_rows
 
         require_rows("quantize-aware-train", model, context)
@@ -82,25 +80,14 @@ class QuantizeAwareTrain:
             raise RecipeError(
                 "quantize-aware-train: block is for int4-weights, and at least 1; leave it out"
             )
-        if not 0 <= self.labels <= 1:
-            raise RecipeError(
-                f"quantize-aware-train: labels is a share from 0 to 1, is {self.labels:g}"
-            )
-        if self.labels and (context.rows is None or context.rows.labels is None):
-            raise RecipeError(
-                "quantize-aware-train: labels is above 0 and the training rows have none; name "
-                "their column with --label"
-            )
-        if self.labels and model.problem != "single-label":
-            raise RecipeError(
-                "quantize-aware-train: labels is for single-label classification; leave it at 0"
-            )
+        check_labels("quantize-aware-train", self.labels, model, context.rows)
 
     def apply(self, model: Model, context: Context) -> Model:
         from edgekit.model import Quantized
 
         if context.folder is None:
             return replace(model, quantized=Quantized(self.scheme, {}))
+        from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.quantize.calibrate import draw, observed_ranges
         from edgekit.steps.quantize.static import snap, traced
         from edgekit.train import Training, train
@@ -116,12 +103,16 @@ class QuantizeAwareTrain:
         else:
             self._round_weights(found)
         self._choose_parameters(found)
-        examples = self._examples(model, context)
+        context.on_progress(0.0, "running the float model on the training rows")
+        assert context.rows is not None
+        examples = taught_examples(
+            model, model, context.rows, context.folder, labels=self.labels > 0
+        )
         kept = _keep_zeros(found) if self.keep_zeros else []
         report = train(
             found.module,
             examples,
-            self._loss(model),
+            answer_loss(model, self.temperature, self.labels),
             Training(
                 epochs=self.epochs,
                 learning_rate=self.learning_rate,
@@ -173,53 +164,6 @@ class QuantizeAwareTrain:
             parameter.requires_grad_(name not in tables)
         for point in found.points.values():
             point.learn(self.ranges == "learned")
-
-    def _examples(self, model: Model, context: Context) -> Examples:
-        from edgekit.data import label_ids
-        from edgekit.examples import Examples, teacher_outputs
-        from edgekit.workbench import encode
-
-        assert context.rows is not None and context.folder is not None
-        context.folder.mkdir(parents=True, exist_ok=True)
-        context.on_progress(0.0, "running the float model on the training rows")
-        encoded = encode(model, context.rows)
-        labels: Any = None
-        if self.labels:
-            labels = label_ids(
-                context.rows,
-                model.labels,
-                task=model.task,
-                problem=model.problem,
-                source="the training rows",
-            )
-        return Examples(
-            encoded,
-            labels=labels,
-            teacher=teacher_outputs(model, encoded, context.folder / "teacher.npy"),
-            per_token=model.task == "token-classification",
-        )
-
-    def _loss(self, model: Model) -> Any:
-        """Rule 3."""
-        import torch.nn.functional as F
-
-        from edgekit.steps.distill.losses import soft_cross_entropy
-
-        classifies = model.problem == "single-label" or model.task == "token-classification"
-
-        def loss(module: Any, batch: Batch) -> torch.Tensor:
-            answer = batch.run(module)
-            assert batch.teacher is not None
-            if not classifies:
-                return F.mse_loss(answer, batch.teacher)
-            mask = batch.mask if model.task == "token-classification" else None
-            soft = soft_cross_entropy(answer, batch.teacher, self.temperature, mask)
-            if not self.labels:
-                return soft
-            assert batch.labels is not None
-            return (1 - self.labels) * soft + self.labels * F.cross_entropy(answer, batch.labels)
-
-        return loss
 
 
 def _keep_zeros(found: Traced) -> list[Any]:

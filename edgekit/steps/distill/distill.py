@@ -1,0 +1,116 @@
+"""Teach a changed model the answers of the original: how a lossy step is made good.
+
+Hinton et al. 2015, arXiv 1503.02531. The teacher is the model as it was before the first step of
+the recipe, in float32.
+
+Rules:
+
+1. The loss is T²·KL to the teacher's outputs; with ``labels`` above 0 and gold labels at hand,
+   that share of it is their cross entropy. Regression and embeddings: the mean squared error.
+2. All weights learn. The tenth of the training rows (at most 512) that ``heldout`` sets aside is
+   not learned from; the metric on it, before and after, is told in the lineage.
+3. There is no dropout: the teacher's answers are what keeps a student from learning by heart.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edgekit.errors import RecipeError
+from edgekit.steps.needs import need_float, need_rows
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.step import Context
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Teaches the model the answers of the original: recovers what other steps have cost.
+
+    epochs, batch, learning_rate: as usual; max_minutes: stop by then. temperature: of the
+    distillation. labels: the share of the loss that is for gold labels.
+    """
+
+    epochs: float = 3.0
+    learning_rate: float = 1e-4
+    batch: int = 32
+    temperature: float = 2.0
+    labels: float = 0.0
+    max_minutes: float | None = None
+
+    def requires(self, model: Model, context: Context) -> None:
+        from edgekit.steps.distill.teaching import check_labels
+
+        need_float("distill", model)
+        need_rows("distill", context)
+        for name, value in (
+            ("epochs", self.epochs),
+            ("learning-rate", self.learning_rate),
+            ("batch", self.batch),
+            ("temperature", self.temperature),
+        ):
+            if not value > 0:
+                raise RecipeError(f"distill: {name} must be above 0, is {value:g}")
+        check_labels("distill", self.labels, model, context.rows)
+        if model.architecture is not None and not model.architecture.learns:
+            raise RecipeError(
+                "distill: this family runs on copies of its weights, which cannot learn; leave "
+                "the step out"
+            )
+        original = context.original
+        if (
+            model.task == "token-classification"
+            and original is not None
+            and original.preprocessor != model.preprocessor
+        ):
+            raise RecipeError(
+                "distill: the original splits words into other tokens now; put trim-vocabulary "
+                "behind distill"
+            )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        if context.folder is None:
+            return model
+        from edgekit.model import export_forward
+        from edgekit.steps.distill.teaching import answer_loss, taught_examples
+        from edgekit.steps.heldout import metric_of, quality, set_aside
+        from edgekit.train import Training, train
+
+        assert context.rows is not None and context.original is not None
+        made = replace(model, module=copy.deepcopy(model.module))
+        rows, judged = set_aside(context.rows, context.seed)
+        context.on_progress(0.0, "running the original on the training rows")
+        before = quality(model, judged, context.original)
+        examples = taught_examples(
+            made, context.original, rows, context.folder, labels=self.labels > 0
+        )
+        report = train(
+            export_forward(made),
+            examples,
+            answer_loss(made, self.temperature, self.labels),
+            Training(
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                batch=self.batch,
+                max_minutes=self.max_minutes,
+                seed=context.seed,
+            ),
+            folder=context.folder / "training",
+            on_progress=context.on_progress,
+        )
+        after = quality(made, judged, context.original)
+        metric = metric_of(made) if judged.labels is not None else "agreement with the original"
+        note = (
+            f"distilled: {report.steps} steps, {report.epochs:.2f} epochs; on {len(judged)} "
+            f"training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
+        )
+        notes = (note,) if report.note is None else (note, report.note)
+        return replace(made, lineage=(*model.lineage, *notes))
+
+    def ensures(self, before: Model, after: Model) -> None:
+        shapes = {name: t.shape for name, t in before.module.state_dict().items()}
+        if shapes != {name: t.shape for name, t in after.module.state_dict().items()}:
+            raise RecipeError("distill: changed a shape; this is a bug of edgekit")

@@ -1,0 +1,53 @@
+"""Training rows that are set aside to judge a change by. Eval rows are never looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgekit.data import Rows
+    from edgekit.model import Model
+
+_SHARE = 0.1
+_MOST = 512
+
+
+def set_aside(rows: Rows, seed: int) -> tuple[Rows, Rows]:
+    """The rows to learn from, and the tenth (at most 512) that is set aside; by the seed."""
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    count = max(1, min(_MOST, round(_SHARE * len(rows))))
+    return rows.take(np.sort(order[count:])), rows.take(np.sort(order[:count]))
+
+
+def metric_of(model: Model) -> str:
+    """The name of what ``quality`` returns for labelled rows."""
+    from edgekit.measure.accuracy import primary_metric
+
+    return primary_metric(model.task, model.problem)
+
+
+def quality(model: Model, rows: Rows, original: Model) -> float:
+    """The task's metric on the rows; without labels, how often it answers as the original does."""
+    from edgekit.data import label_ids
+    from edgekit.measure import accuracy
+    from edgekit.workbench import answers_of, encode
+
+    encoded = encode(model, rows)
+    outputs = answers_of(model, encoded)
+    if rows.labels is None:
+        theirs = answers_of(original, encode(original, rows))
+        return accuracy.agreement(outputs, theirs, model.task, model.problem)
+    known = label_ids(
+        rows, model.labels, task=model.task, problem=model.problem, source="the training rows"
+    )
+    scores = accuracy.score(
+        outputs,
+        known,
+        task=model.task,
+        problem=model.problem,
+        labels=model.labels,
+        encoded=encoded,
+    )
+    return scores[metric_of(model)]

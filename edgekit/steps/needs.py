@@ -1,0 +1,50 @@
+"""What steps ask of a model and its rows before they begin; each raises RecipeError by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgekit.architectures import Architecture
+    from edgekit.model import Model
+    from edgekit.step import Context
+
+# Fewer rows say too little about a model.
+ENOUGH = 32
+
+
+def need_float(step: str, model: Model) -> None:
+    """The model's weights may change: it is on no grid of integers yet."""
+    if model.quantized is not None:
+        raise RecipeError(
+            f"{step}: this model is on a grid of integers already ({model.quantized.scheme}), and "
+            "its weights cannot change any more; put the step before calibrate and "
+            "quantize-aware-train"
+        )
+
+
+def need_encoder(step: str, model: Model) -> Architecture:
+    """The model is of a family whose layers are known."""
+    if model.architecture is None or model.architecture.layers is None:
+        raise RecipeError(f"{step}: this model has no encoder layers that are known here")
+    return model.architecture
+
+
+def need_rows(step: str, context: Context, least: int = ENOUGH) -> None:
+    """There are training rows, and enough of them."""
+    if context.rows is None:
+        raise RecipeError(f"{step}: needs training rows; give --data")
+    if len(context.rows) < least:
+        raise RecipeError(
+            f"{step}: {len(context.rows)} training rows are too few; give at least {least}"
+        )
+
+
+def need_labels(step: str, context: Context) -> None:
+    """The training rows have gold labels."""
+    if context.rows is None or context.rows.labels is None:
+        raise RecipeError(
+            f"{step}: needs training rows with labels; give --data, and --label to name the column"
+        )
