@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgekit.bundle.bench import Bench
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "bench", "build", "inspect", "verify"]
+__all__ = ["__version__", "bench", "build", "inspect", "load", "verify"]
 
 
 def build(
@@ -42,6 +44,7 @@ def build(
     lengths: Sequence[int] | None = None,
     steps: Sequence[str] = (),
     seed: int | None = None,
+    save_model: str | Path | None = None,
     device: str | Sequence[str] | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -82,7 +85,22 @@ def build(
         overwrite=overwrite,
         allow_random_calibration=allow_random_calibration,
     )
-    return run(settings, dry_run=dry_run, on_event=on_event or silent)
+    return run(
+        settings,
+        save_model=None if save_model is None else Path(save_model),
+        dry_run=dry_run,
+        on_event=on_event or silent,
+    )
+
+
+def load(model: str | Path) -> "nn.Module":
+    """The torch module of a checkpoint, in eval mode, whatever steps have made of its layers.
+
+    It is transformers' own class. Raises ModelError.
+    """
+    from edgekit.model import identify, load_model
+
+    return load_model(identify(str(model))).module
 
 
 def verify(

@@ -7,9 +7,9 @@ from typing import Any
 
 from edgekit import stages
 from edgekit.budget import Outcome, Verdict, judge
-from edgekit.bundle.write import check_output
+from edgekit.bundle.write import check_new, check_output, copy_folder
 from edgekit.devices.device import Device, open_device, ready
-from edgekit.errors import BudgetError
+from edgekit.errors import BudgetError, UsageError
 from edgekit.events import Event, silent
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
@@ -63,10 +63,13 @@ class BuildResult:
 def build(
     settings: Settings,
     *,
+    save_model: Path | None = None,
     dry_run: bool = False,
     on_event: Callable[[Event], None] = silent,
 ) -> BuildResult:
     """Build a bundle for each target of the settings.
+
+    save_model: a new folder for the model that the steps made, as a checkpoint.
 
     Raises an EdgekitError for input that cannot be used (nothing is written then), BudgetError
     when no plan fits the size limit, ProofError when a file does not do what the original does.
@@ -75,6 +78,8 @@ def build(
     targets = [load_target(name) for name in settings.targets]
     for target in targets:
         check_output(_folder(settings, target), model=settings.model, overwrite=settings.overwrite)
+    if save_model is not None:
+        check_new(save_model)
 
     devices = [ready(name) for name in settings.devices]
     work = stages.open_workbench(settings, Store(), on_event)
@@ -85,7 +90,11 @@ def build(
     if dry_run:
         return BuildResult(plan, ())
 
+    if save_model is not None and not plan.steps:
+        raise UsageError("no step changes this model, so there is none to save; add a --step")
     compressed = stages.compress(work, plan)
+    if save_model is not None:
+        copy_folder(compressed.checkpoint, save_model)
     # Converters need the most memory, so they run before anything else has taken some.
     exported = {
         target.name: [

@@ -83,7 +83,12 @@ class Compressed:
 
         if not self.plan.steps:
             return self.work.original
-        return load_model(identify(str(self.entry.path / "checkpoint")))
+        return load_model(identify(str(self.checkpoint)))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the changed model is, if there are steps."""
+        return self.entry.path / "checkpoint"
 
     @cached_property
     def facts(self) -> dict[str, Any]:

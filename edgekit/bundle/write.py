@@ -114,6 +114,27 @@ def write_bundle(
     return complete
 
 
+def check_new(folder: Path) -> None:
+    """Raise OutputError when there is something in the folder."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OutputError(f"{folder} is there already; choose a new folder")
+
+
+def copy_folder(source: Path, folder: Path) -> None:
+    """Copy a folder to a new place, where it appears when it is whole. Raises OutputError."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, partial)
+        partial.replace(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder}: {error.strerror or error}; nothing was left there"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _entries(folder: Path) -> list[FileEntry]:
     entries = []
     for path in sorted(folder.iterdir()):

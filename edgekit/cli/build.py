@@ -53,6 +53,10 @@ def run(
     prove_arm: Annotated[
         bool, typer.Option("--prove-arm", help="The same as --device emulated:arm64.")
     ] = False,
+    save_model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep the model that the steps made, as a checkpoint."),
+    ] = None,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     allow_random_calibration: Annotated[
@@ -98,7 +102,7 @@ def run(
     if not json:
         render.show_settings(settings)
     with render.watching(json) as on_event:
-        result = build(settings, dry_run=dry_run, on_event=on_event)
+        result = build(settings, save_model=save_model, dry_run=dry_run, on_event=on_event)
     if json:
         render.show_json({"settings": settings.to_json(), **result.to_json()})
     else:

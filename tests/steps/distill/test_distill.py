@@ -1,0 +1,133 @@
+"""A changed model learns the original's answers: from the teacher, and from nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgekit.examples
+from edgekit.data import Rows
+from edgekit.errors import RecipeError
+from edgekit.model import Model, identify, load_model, reference_outputs
+from edgekit.recipe import parse_step
+from edgekit.step import Context, apply_steps
+from edgekit.steps.heldout import set_aside
+from edgekit.workbench import encode
+from tests.tiny import tiny_checkpoint, tiny_texts
+
+LABELS = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("tiny")
+    return load_model(identify(str(tiny_checkpoint(folder, "bert", num_hidden_layers=4))))
+
+
+def _rows(model: Model, count: int, seed: int) -> Rows:
+    """Texts, each labelled by the class that the original likes better than on average."""
+    rows = Rows(texts=tuple(tiny_texts(count, seed)))
+    answers = reference_outputs(model, encode(model, rows))
+    chosen = (answers - answers.mean(0)).argmax(-1)
+    return replace(rows, labels=tuple(LABELS[number] for number in chosen))
+
+
+def _shallow(model: Model, folder: Path, options: str, seed: int = 0, count: int = 320) -> Model:
+    """Half of the layers, recovered."""
+    steps = [parse_step("drop-layers:count=2").step, parse_step(f"distill:{options}").step]
+    return apply_steps(steps, model, Context(_rows(model, count, 100 + seed), seed, folder))
+
+
+def _error(student: Model, original: Model) -> float:
+    """How far the student is from the original on texts that it never saw.
+
+    One is what always giving the mean answer is off by.
+    """
+    encoded = encode(original, _rows(original, 128, 7))
+    found, wanted = (reference_outputs(each, encoded) for each in (student, original))
+    found, wanted = (each - each.mean(-1, keepdims=True) for each in (found, wanted))
+    return float(np.sqrt(np.mean((found - wanted) ** 2)) / (wanted - wanted.mean(0)).std())
+
+
+@pytest.mark.slow
+def test_the_teacher_is_what_a_dropped_model_recovers_by(
+    bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three arms from the same start over the same batches, three seeds; and no training."""
+    options = "epochs=10,learning-rate=0.004"
+    arms: dict[str, list[float]] = {"teacher": [], "labels": [], "permuted": []}
+    honest = edgekit.examples.teacher_outputs
+
+    def permuted(*args: Any, **kwargs: Any) -> Any:
+        outputs = np.array(honest(*args, **kwargs))
+        return outputs[np.random.default_rng(0).permutation(len(outputs))]
+
+    for seed in range(3):
+        made = _shallow(bert, tmp_path / f"teacher{seed}", options, seed)
+        arms["teacher"].append(_error(made, bert))
+        made = _shallow(bert, tmp_path / f"labels{seed}", f"{options},labels=1", seed)
+        arms["labels"].append(_error(made, bert))
+        with monkeypatch.context() as patch:
+            patch.setattr(edgekit.examples, "teacher_outputs", permuted)
+            made = _shallow(bert, tmp_path / f"permuted{seed}", options, seed)
+        arms["permuted"].append(_error(made, bert))
+    means = {arm: float(np.mean(errors)) for arm, errors in arms.items()}
+    untrained = _error(apply_steps([parse_step("drop-layers:count=2").step], bert, _none()), bert)
+    assert means["teacher"] < 0.8 * means["labels"], means
+    assert means["teacher"] < 0.85 * means["permuted"], means
+    assert means["teacher"] < 0.85 * untrained, (means, untrained)
+
+
+def _none() -> Context:
+    return Context(None, 0)
+
+
+def test_the_lineage_tells_the_metric_before_and_after(bert: Model, tmp_path: Path) -> None:
+    rows = _rows(bert, 320, 100)
+    made = _shallow(bert, tmp_path, "epochs=1")
+    judged = set_aside(rows, 0)[1]
+    answers = reference_outputs(made, encode(made, judged)).argmax(-1)
+    right = np.mean([LABELS[a] == label for a, label in zip(answers, judged.labels or ())])
+    assert len(judged) == 32
+    assert "on 32 training rows set aside, accuracy" in made.lineage[-1]
+    assert made.lineage[-1].endswith(f"{right:.2%} after")
+
+
+def test_rows_set_aside_are_never_learned_from() -> None:
+    rows = Rows(texts=tuple(f"text {n}" for n in range(100)))
+    learned, judged = set_aside(rows, 3)
+    assert (len(learned.texts or ()), len(judged.texts or ())) == (90, 10)
+    assert set(learned.texts or ()) | set(judged.texts or ()) == set(rows.texts or ())
+    assert set_aside(rows, 3) == (learned, judged) != set_aside(rows, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("epochs=0", "epochs must be above 0"),
+        ("labels=1.5", "a share from 0 to 1"),
+        ("temperature=-1", "temperature must be above 0"),
+    ],
+)
+def test_refusals(bert: Model, tmp_path: Path, options: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        _shallow(bert, tmp_path / "scratch", options)
+
+
+def test_without_rows_there_is_nothing_to_learn_from(bert: Model) -> None:
+    with pytest.raises(RecipeError, match="give --data"):
+        apply_steps([parse_step("distill").step], bert, _none())
+
+
+def test_a_model_on_its_grid_does_not_learn_any_more(bert: Model, tmp_path: Path) -> None:
+    steps = [parse_step("calibrate").step, parse_step("distill").step]
+    with pytest.raises(RecipeError, match="on a grid of integers already"):
+        apply_steps(steps, bert, Context(_rows(bert, 64, 1), 0, tmp_path))
+
+
+def test_a_family_that_runs_on_copies_is_refused(tmp_path: Path) -> None:
+    model = load_model(identify(str(tiny_checkpoint(tmp_path, "xlnet"))))
+    with pytest.raises(RecipeError, match="copies of its weights"):
+        apply_steps([parse_step("distill").step], model, Context(_rows(model, 64, 1), 0, tmp_path))
