@@ -20,7 +20,6 @@ TASKS: dict[str, dict[str, Any]] = {
     "embedding": {"task": "sentence-embedding"},
     "vit": {"family": "vit", "task": "image-classification"},
     "mobilenet": {"family": "mobilenet_v2", "task": "image-classification"},
-    "resnet": {"family": "resnet", "task": "image-classification"},
 }
 
 
@@ -48,14 +47,9 @@ def test_every_task_builds_to_onnx(tmp_path: Path, kind: str) -> None:
     ("target", "kind"),
     [
         ("android-arm64", "tokens"),
-        ("android-arm64", "embedding"),
-        ("android-arm64", "vit"),
         ("android-arm64", "mobilenet"),
         ("android-gpu", "single-label"),
-        ("android-gpu", "resnet"),
         ("torchscript-cpu", "regression"),
-        ("torchscript-cpu", "mobilenet"),
-        ("cuda", "single-label"),
         ("cuda", "vit"),
     ],
 )
@@ -66,7 +60,7 @@ def test_tasks_build_for_other_targets(tmp_path: Path, target: str, kind: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["roberta", "xlnet", "mpnet", "mobilebert"])
+@pytest.mark.parametrize("family", ["roberta", "xlnet", "mobilebert"])
 def test_families_that_differ_build_to_tflite(tmp_path: Path, family: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", family)
     edgekit.build(checkpoint, target="android-arm64", output=tmp_path / "dist")

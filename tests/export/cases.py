@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgekit.data import Rows
 from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.preprocess import Encoded
-from tests.tiny import IMAGE_FAMILIES, tiny_checkpoint, tiny_texts
+from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, TEXT_TASKS, tiny_checkpoint, tiny_texts
 
 Array = np.ndarray[Any, Any]
+
+# Every family, and every task of those whose last layer is their own: what a task adds is alike in
+# all others.
+ALL = (
+    *((family, "text-classification") for family in TEXT_FAMILIES),
+    *((family, task) for family in ("bert", "xlnet", "mobilebert") for task in TEXT_TASKS[1:]),
+    *((family, "image-classification") for family in IMAGE_FAMILIES),
+)
 
 # How near to the original a random tiny model's int8 answers are; those of real ones are nearer.
 INT8_COSINE = 0.98
@@ -54,6 +63,12 @@ class Case:
         """Of all answers, end to end."""
         ours, theirs = self.answers(outputs).ravel(), self.answers(self.expected).ravel()
         return float(ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
+
+
+def each_case(*quick: tuple[str, str]) -> pytest.MarkDecorator:
+    """``family`` and ``task`` of all cases; those that are not ``quick`` are slow."""
+    slow = [pytest.param(*each, marks=pytest.mark.slow) for each in ALL if each not in quick]
+    return pytest.mark.parametrize(("family", "task"), [*quick, *slow])
 
 
 @functools.cache

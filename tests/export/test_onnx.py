@@ -20,17 +20,13 @@ from edgekit.errors import ExportError, ModelError
 from edgekit.export.onnx import export_onnx, quantize_onnx_file
 from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
-from tests.export.cases import INT8_COSINE, Array, case, tells_of_this_machine
-from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, TEXT_TASKS, tiny_checkpoint
+from tests.export.cases import INT8_COSINE, Array, case, each_case, tells_of_this_machine
+from tests.tiny import tiny_checkpoint
 
-QUICK = (("bert", "text-classification"), ("xlnet", "sentence-embedding"), ("resnet", ""))
-ALL = [
-    *((family, task) for family in TEXT_FAMILIES for task in TEXT_TASKS),
-    *((family, "") for family in IMAGE_FAMILIES),
-]
-each_family = pytest.mark.parametrize(
-    ("family", "task"),
-    [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in ALL if c not in QUICK)],
+each_family = each_case(
+    ("bert", "text-classification"),
+    ("xlnet", "sentence-embedding"),
+    ("resnet", "image-classification"),
 )
 
 

@@ -18,11 +18,10 @@ from edgekit.errors import ExportError
 from edgekit.export import export_artifact
 from edgekit.preprocess import Encoded
 from edgekit.steps.quantize.static import fake_outputs, integer_weights
-from tests.export.cases import Array, case
+from tests.export.cases import Array, case, each_case
 from tests.export.test_onnx import run, session
 from tests.export.test_tflite import KNOWN_TO_2_14, operator_versions, plain, raw_model, run_all
 from tests.static_cases import Static, calibrated, holds, static_case, wide_matrices
-from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, TEXT_TASKS
 
 torch.set_num_threads(1)
 
@@ -30,16 +29,7 @@ torch.set_num_threads(1)
 # behind it make more of it, in random models most of all. As measured, with room to spare.
 STEPS = {"resnet": 2, "mobilenet_v2": 60, "mobilebert": 16, "xlnet": 16}
 QUICK = (("bert", "text-classification"), ("resnet", "image-classification"))
-ALL = [
-    *((family, "text-classification") for family in TEXT_FAMILIES),
-    # What a task adds is alike in all families.
-    *(("bert", task) for task in TEXT_TASKS[1:]),
-    *((family, "image-classification") for family in IMAGE_FAMILIES),
-]
-each_family = pytest.mark.parametrize(
-    ("family", "task"),
-    [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in ALL if c not in QUICK)],
-)
+each_family = each_case(*QUICK)
 
 
 @functools.cache

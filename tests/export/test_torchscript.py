@@ -14,23 +14,15 @@ from edgekit.errors import ExportError
 from edgekit.export.torchscript import export_torchscript
 from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
-from tests.export.cases import INT8_COSINE, Array, case, tells_of_this_machine
-from tests.tiny import IMAGE_FAMILIES, TEXT_FAMILIES, TEXT_TASKS, tiny_checkpoint
+from tests.export.cases import INT8_COSINE, Array, case, each_case, tells_of_this_machine
+from tests.tiny import tiny_checkpoint
 
-QUICK = [
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+each_family = each_case(
     *((family, "text-classification") for family in ("bert", "albert", "xlnet", "mpnet")),
     ("roberta", "token-classification"),
     ("distilbert", "sentence-embedding"),
-    *((family, "") for family in ("vit", "resnet")),
-]
-ALL = [
-    *((family, task) for family in TEXT_FAMILIES for task in TEXT_TASKS),
-    *((family, "") for family in IMAGE_FAMILIES),
-]
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-each_family = pytest.mark.parametrize(
-    ("family", "task"),
-    [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in ALL if c not in QUICK)],
+    *((family, "image-classification") for family in ("vit", "resnet")),
 )
 
 
