@@ -65,6 +65,8 @@ def main(job_path: str, result_path: str) -> int:
     result: Fields = {"agent": VERSION, "passes": {}, "error": None}
     try:
         run(job, result)
+    except Refused as error:
+        result["error"] = result["refused"] = str(error)
     except Exception as error:  # the parent reads the reason from the result, not from a trace
         result["error"] = f"{type(error).__name__}: {error}"
     partial = result_path + ".partial"
@@ -72,6 +74,10 @@ def main(job_path: str, result_path: str) -> int:
         json.dump(result, stream)
     os.replace(partial, result_path)
     return 1 if result["error"] else 0
+
+
+class Refused(Exception):
+    """The job asks for what this machine does not have."""
 
 
 def run(job: Fields, result: Fields) -> None:
@@ -115,8 +121,12 @@ def run(job: Fields, result: Fields) -> None:
 
 def conditions(job: Fields) -> None:
     """Stay on the cores and at the priority that the job names."""
-    if job.get("cores"):
-        os.sched_setaffinity(0, job["cores"])
+    cores = job.get("cores") or ()
+    missing = [core for core in cores if not 0 <= core < (os.cpu_count() or 1)]
+    if missing:
+        raise Refused(f"there is no core {missing[0]}; they are 0 to {(os.cpu_count() or 1) - 1}")
+    if cores:
+        os.sched_setaffinity(0, cores)
     if job.get("nice"):
         os.nice(job["nice"])
 

@@ -80,6 +80,8 @@ def run_tool(
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         blamed = [line for line in said if line.startswith(_BLAMES)]
         reason = re.sub("|".join(_BLAMES), "", (blamed or said[-1:])[0]).strip()
+        # pip lists all that there ever were.
+        reason = re.sub(r"from versions: .*?((?:[^ ,]+, ){0,2}[^ ,)]+)\)", r"newest: \1)", reason)
         raise DeviceError(
             f"cannot set up {device}: {what} failed ({reason}); check the network and where its "
             "packages come from"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, UsageError
 from edgekit.preprocess import Encoded
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -61,7 +61,7 @@ def run_agent(
     cores: the processor cores to stay on, where there are any named. nice: added to the
     niceness of the process. against: the second file of a ``compare`` pass.
     Raises DeviceError when the device cannot be used or does not run this format, or the runtime
-    refuses the file, crashes or does not finish.
+    refuses the file, crashes or does not finish; UsageError for cores that are not there.
     """
     if artifact.format not in device.formats:
         runs = ", ".join(device.formats)
@@ -133,6 +133,8 @@ def _read_result(path: Path, artifact: Artifact, device: Device) -> dict[str, An
         error = result["error"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DeviceError(f"{device.name} left no readable result for {name}; run again") from None
+    if result.get("refused"):
+        raise UsageError(f"{device.name}: {error}")
     if error:
         package = _PACKAGES[artifact.format]
         mend = f"; install {package}" if "No module named" in error else ""

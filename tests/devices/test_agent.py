@@ -11,7 +11,7 @@ import pytest
 from edgekit.artifact import Artifact, Tensor
 from edgekit.devices.host import Host
 from edgekit.devices.run import Pass, run_agent
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, UsageError
 from edgekit.preprocess import Encoded
 
 
@@ -120,3 +120,9 @@ def test_the_agent_stands_alone(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "job.json"), str(tmp_path / "result.json")]
     subprocess.run([sys.executable, "-c", blocked.format(arguments, str(copied))], check=True)
     assert json.loads((tmp_path / "result.json").read_text())["error"] is None
+
+
+def test_a_core_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    file = _sum_model(tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="there is no core 9999; they are 0 to"):
+        run_agent(file, _rows(), [Pass("all", "outputs")], threads=1, cores=[9999])
