@@ -31,6 +31,7 @@ _GROUP = "edgekit.steps"
 _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
 

@@ -84,6 +84,8 @@ class Architecture:
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
     of a later one was trained without.
+    norm_first: whether norms stand before the parts of a layer, which alone read them (ViT), not
+    behind, where the sum around the next part reads them too (BERT).
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
     BANKING77 padded to 512 tokens are off by 1.3 with -20 and by rounding alone (1e-5) with -50;
@@ -98,6 +100,7 @@ class Architecture:
     token_types: Literal["never", "pairs", "always"] = "never"
     types_until: int | None = None
     masked_score: float = -100.0
+    norm_first: bool = False
     frees_length: bool = True
 
     @property

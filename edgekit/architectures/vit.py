@@ -78,4 +78,4 @@ class VitForward(nn.Module):
         return result
 
 
-ARCHITECTURE = Architecture(forward=VitForward, layers=_layers)
+ARCHITECTURE = Architecture(forward=VitForward, layers=_layers, norm_first=True)
