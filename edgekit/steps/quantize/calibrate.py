@@ -91,19 +91,21 @@ class Calibrate:
         encoded = draw(made, context, self._calibrated_on(context))
         found.set_ranges(observed_ranges(made, found, encoded, self.method, self.percentile))
         notes = [f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"]
-        quantized = Quantized(self.scheme, found.ranges())
-        made = replace(made, quantized=quantized)
+        float_layers: tuple[str, ...] = ()
         if self.accuracy_drop is not None:
-            scan = _scan(made, found, self.accuracy_drop, model, context)
+            scan = _scan(found, made, self.accuracy_drop, context)
             notes.append(scan.text())
-            quantized = replace(quantized, float_layers=scan.float_layers)
-            made = replace(made, quantized=quantized)
-            found = traced(made)
+            float_layers = scan.float_layers
+            quantized = Quantized(self.scheme, found.ranges(), float_layers)
+            found = traced(replace(made, quantized=quantized))
         if self.bias_correction:
             notes.append(_corrected(made, found, encoded))
         snap(found)
-        quantized = replace(quantized, ranges=found.ranges())
-        return replace(made, quantized=quantized, lineage=(*model.lineage, *notes))
+        return replace(
+            made,
+            quantized=Quantized(self.scheme, found.ranges(), float_layers),
+            lineage=(*model.lineage, *notes),
+        )
 
     def _calibrated_on(self, context: Context) -> int:
         assert context.rows is not None
@@ -132,8 +134,8 @@ def _require_scan(drop: float, model: Model, context: Context) -> None:
         )
 
 
-def _scan(made: Model, found: Traced, drop: float, model: Model, context: Context) -> Scan:
-    """Rule 6. made: ``model`` with its ranges; found: traced from it."""
+def _scan(found: Traced, model: Model, drop: float, context: Context) -> Scan:
+    """Rule 6. model: still in float; found: traced from it, with ranges."""
     from edgekit.data import label_ids
     from edgekit.steps.quantize.sensitivity import drop_in, scan_layers
     from edgekit.workbench import encode
@@ -151,7 +153,7 @@ def _scan(made: Model, found: Traced, drop: float, model: Model, context: Contex
             source="the training rows",
         )
     judge = drop_in(model, encoded, labels)
-    return scan_layers(made, found.layers, encoded, judge, drop, context.on_progress)
+    return scan_layers(found, model, encoded, judge, drop, context.on_progress)
 
 
 def draw(model: Model, context: Context, count: int) -> Encoded:

@@ -100,7 +100,8 @@ class Traced:
 
     points: by name, in the order in which they run. weights: by the name of the parameter.
     islands: what stays float between two points, as ``name (operator)``. layers: those that could
-    work in integers, as ``layer_of`` names them, in the order in which they run.
+    work in integers, as ``layer_of`` names them, in the order in which they run. users: of each
+    point, the layers that write or read its integers.
     """
 
     module: GraphModule
@@ -108,10 +109,18 @@ class Traced:
     weights: Mapping[str, Weight | Table]
     islands: tuple[str, ...]
     layers: tuple[str, ...]
+    users: Mapping[str, frozenset[str]]
 
     def set_mode(self, mode: Mode) -> None:
         for part in (*self.points.values(), *self.weights.values()):
             part.mode = mode
+
+    def round_without(self, float_layers: Collection[str]) -> None:
+        """Round as a file does in which these layers stay float (rule 9)."""
+        self.set_mode("fake")
+        for name, point in self.points.items():
+            if self.users[name] <= set(float_layers):
+                point.mode = "off"
 
     def set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Give the points their ranges. Raises ModelError when one has none."""
@@ -200,8 +209,9 @@ class _Placing:
             else:
                 self._read_rows(node)
         layers = dict.fromkeys(self.layers[n] for n in self.module.graph.nodes if n in self.kernels)
+        users = {name: self._users(name) for name in self.points}
         if self.float_layers:
-            self._widen()
+            self._widen(users)
         self._find_islands()
         self.module.graph.lint()
         self.module.recompile()
@@ -209,8 +219,9 @@ class _Placing:
         names = {id(point): name for name, point in self.points.items()}
         points = {names[id(point)]: point for point in ordered}
         for number, point in enumerate(points.values()):
-            point.number = number
-        return Traced(self.module, points, self.weights, tuple(self.islands), tuple(layers))
+            point.number = number  # without gaps: writers list the grids by it
+        islands = tuple(self.islands)
+        return Traced(self.module, points, self.weights, islands, tuple(layers), users)
 
     def _is_integer(self, node: Node) -> bool:
         if node.target not in _INTEGER or not _is_float(node):
@@ -336,29 +347,32 @@ class _Placing:
             node = node.args[0]
         self.nodes[node].scores = True
 
-    def _widen(self) -> None:
+    def _users(self, name: str) -> frozenset[str]:
+        """The layers whose integer kernels write or read a point, wherever its numbers move."""
+        (made,) = (node for node, point in self.nodes.items() if point is self.points[name])
+        near, waiting = {made.args[0]}, [made]
+        while waiting:
+            users = set(waiting.pop().users) - near
+            near |= users
+            waiting += filter(_moves, users)
+        return frozenset(self.layers[node] for node in near & self.kernels)
+
+    def _widen(self, users: Mapping[str, frozenset[str]]) -> None:
         """Rule 9."""
         self.kernels = {n for n in self.kernels if self.layers[n] not in self.float_layers}
         names = {id(point): name for name, point in self.points.items()}
         for made, point in list(self.nodes.items()):
-            (source,) = made.args
-            if source in self.kernels or self._is_read(made):
-                continue
-            del self.points[names[id(point)]], self.nodes[made]
-            made.replace_all_uses_with(source)
-            self.module.graph.erase_node(made)
-        grids = [node for node in self.on_grid if node.op == "call_module" and node.users]
-        self.on_grid = set(grids)
-        while grids:
-            moved = {user for user in grids.pop().users if _moves(user)} - self.on_grid
+            name = names[id(point)]
+            if users[name] <= set(self.float_layers):
+                del self.points[name], self.nodes[made]
+                made.replace_all_uses_with(made.args[0])
+                self.module.graph.erase_node(made)
+        waiting = [node for node in self.on_grid if node.op == "call_module" and node.users]
+        self.on_grid = set(waiting)
+        while waiting:
+            moved = {user for user in waiting.pop().users if _moves(user)} - self.on_grid
             self.on_grid |= moved
-            grids += moved
-
-    def _is_read(self, node: Any) -> bool:
-        """Whether an integer kernel reads the numbers of a node, wherever they were moved."""
-        return any(
-            user in self.kernels or (_moves(user) and self._is_read(user)) for user in node.users
-        )
+            waiting += moved
 
     def _find_islands(self) -> None:
         """Rule 3, for the report: float operators that read what came from integers."""

@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ModelError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.measure.accuracy import LabelIds
     from edgekit.model import Model
     from edgekit.preprocess import Array, Encoded
+    from edgekit.steps.quantize.points import Traced
 
 
 _EXACT = 1e-9  # one row of 50 is 2 %, whatever float64 says
@@ -50,8 +51,8 @@ class Scan:
 
 
 def scan_layers(
+    found: Traced,
     model: Model,
-    layers: Sequence[str],
     encoded: Encoded,
     judge: Callable[[Array], float],
     limit: float,
@@ -59,24 +60,31 @@ def scan_layers(
 ) -> Scan:
     """Choose the layers that stay float.
 
-    model: calibrated, with the ranges of all its points. layers: as ``Traced`` lists them.
-    judge: of answers (as ``fake_outputs`` gives them), what they lose; at most ``limit`` is right.
-    Raises ModelError when no block is enough.
+    found: traced from ``model``, with its ranges. judge: of answers (as ``fake_outputs`` gives
+    them), what they lose; at most ``limit`` is right. Raises ModelError when no block is enough.
     """
+
+    from edgekit.steps.quantize.static import outputs_of
+
+    def answers(float_layers: Sequence[str]) -> Array:
+        found.round_without(float_layers)
+        return outputs_of(found, model, encoded)
+
+    layers = found.layers
     tries = 1 + len(layers)
-    reference = _answers(model, layers, encoded)
+    reference = answers(layers)
     variance = max(float(reference.var(0).mean()), 1e-12)
     losses = {}
     for number, layer in enumerate(layers):
         on_progress(number / tries, f"rounding {layer} alone")
         others = [other for other in layers if other != layer]
-        error = _answers(model, others, encoded) - reference
+        error = answers(others) - reference
         losses[layer] = float((error * error).mean()) / variance
         on_progress((number + 1) / tries, f"{layer} adds {100 * losses[layer]:.2g} % of error")
     for size in range(len(layers)):
         block = worst_block(losses, size)
         on_progress(1.0, f"trying {', '.join(block) or 'no layer'} in float")
-        loss = judge(_answers(model, block, encoded))
+        loss = judge(answers(block))
         if loss <= limit + _EXACT:
             return Scan(losses, block, loss)
     raise ModelError(
@@ -92,14 +100,6 @@ def worst_block(losses: Mapping[str, float], size: int) -> tuple[str, ...]:
     starts = range(len(names) - size + 1)
     best = max(starts, key=lambda start: sum(each[start : start + size]))
     return tuple(names[best : best + size])
-
-
-def _answers(model: Model, float_layers: Sequence[str], encoded: Encoded) -> Array:
-    from edgekit.steps.quantize.static import fake_outputs
-
-    assert model.quantized is not None
-    quantized = replace(model.quantized, float_layers=tuple(float_layers))
-    return fake_outputs(replace(model, quantized=quantized), encoded)
 
 
 def drop_in(model: Model, encoded: Encoded, labels: LabelIds | None) -> Callable[[Array], float]:

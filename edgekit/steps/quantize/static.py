@@ -239,6 +239,11 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
     """
     found = traced(model)
     found.set_mode("fake")
+    return outputs_of(found, model, encoded)
+
+
+def outputs_of(found: Traced, model: Model, encoded: Encoded) -> Array:
+    """``fake_outputs`` of a model that was traced, in whatever mode it is."""
     outputs: Any = None
     size = 16 if isinstance(model.preprocessor, ImagePreprocessor | TextPreprocessor) else 1
     order = np.arange(len(encoded))

@@ -27,7 +27,7 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.step import Context
 from edgekit.steps.quantize.calibrate import Calibrate
 from edgekit.steps.quantize.sensitivity import scan_layers, worst_block
-from edgekit.steps.quantize.static import fake_outputs, integer_weights, traced
+from edgekit.steps.quantize.static import fake_outputs, integer_weights, outputs_of, traced
 from edgekit.workbench import encode
 from tests.export.cases import case
 from tests.export.test_onnx import run
@@ -87,7 +87,6 @@ def test_the_planted_layer_is_found_and_told() -> None:
     assert agreement(model, planted(1)) > 0.96 > 0.9 > agreement(plainly, planted(1))
 
 
-@pytest.mark.slow
 def test_layers_apart_are_kept_as_one_block(tmp_path: Path) -> None:
     told: list[str] = []
     context = Context(TEXTS, 0, tmp_path, lambda _, text: told.append(text))
@@ -209,9 +208,23 @@ def test_a_checkpoint_keeps_its_float_layers_and_old_ones_have_none(tmp_path: Pa
 
 def test_when_no_block_is_enough_that_is_said() -> None:
     made = static_case("bert")
-    layers = made.found.layers[:1]
-    with pytest.raises(ModelError, match=r"with 0 of 1 layers in float .* train on the grid"):
-        scan_layers(made.model, layers, made.case.rows, lambda _: 0.5, 0.1, unwatched)
+    with pytest.raises(ModelError, match=r"with 2 of 3 layers in float .* train on the grid"):
+        scan_layers(traced(made.model), made.model, made.case.rows, lambda _: 0.5, 0.1, unwatched)
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("vit", marks=pytest.mark.slow)])
+def test_what_is_scanned_is_what_is_kept(family: str) -> None:
+    """Points that pass numbers in a scan, and points that are not there."""
+    made = static_case(family)
+    assert made.model.quantized is not None
+    found = traced(made.model)
+    for layers in (found.layers[:1], found.layers[-2:], found.layers):
+        found.round_without(layers)
+        quantized = replace(made.model.quantized, float_layers=layers)
+        model = replace(made.model, quantized=quantized)
+        np.testing.assert_array_equal(
+            outputs_of(found, model, made.case.rows), fake_outputs(model, made.case.rows)
+        )
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.data())
