@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from edgekit.preprocess import Array, Encoded
     from edgekit.steps.quantize.points import Traced
 
-
 _EXACT = 1e-9  # one row of 50 is 2 %, whatever float64 says
 
 
@@ -47,7 +46,10 @@ class Scan:
         ranked = sorted(self.losses.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{name} {100 * loss:.2g} %" for name, loss in ranked)
         kept = ", ".join(self.float_layers) or "none"
-        return f"error that each layer in int8 adds alone: {listed}; kept float: {kept}"
+        return (
+            f"error that each layer in int8 adds alone: {listed}; kept float: {kept}; lost on "
+            f"training rows held out: {format_percent(self.loss)}"
+        )
 
 
 def scan_layers(
@@ -63,7 +65,6 @@ def scan_layers(
     found: traced from ``model``, with its ranges. judge: of answers (as ``fake_outputs`` gives
     them), what they lose; at most ``limit`` is right. Raises ModelError when no block is enough.
     """
-
     from edgekit.steps.quantize.static import outputs_of
 
     def answers(float_layers: Sequence[str]) -> Array:

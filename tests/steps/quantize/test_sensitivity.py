@@ -77,7 +77,7 @@ def test_the_planted_layer_is_found_and_told() -> None:
     assert model.quantized.float_layers == (f"{LAYER}1",)
     said = model.lineage[-1]
     assert said.startswith(f"error that each layer in int8 adds alone: {LAYER}1 ")
-    assert said.endswith(f"kept float: {LAYER}1")
+    assert f"; kept float: {LAYER}1; lost on training rows held out: " in said
     found = traced(model)
     assert set(model.quantized.ranges) == set(found.points)
     inside = {name for name in found.points if name.startswith(f"{LAYER}1.")}
@@ -109,7 +109,7 @@ def test_a_model_that_holds_keeps_no_layer(tmp_path: Path) -> None:
     rows = replace(TEXTS, labels=tuple(model.labels[answer] for answer in answers))
     made = Calibrate(accuracy_drop=0.1).apply(model, Context(rows, 0, tmp_path))
     assert made.quantized is not None and made.quantized.float_layers == ()
-    assert made.lineage[-1].endswith("kept float: none")
+    assert "kept float: none; lost on training rows held out: " in made.lineage[-1]
 
 
 def test_onnx_multiplies_floats_in_that_layer_alone(tmp_path: Path) -> None:
