@@ -83,11 +83,13 @@ class Quantized:
     """The integer grids that a model was calibrated for or trained on.
 
     ranges: the smallest and largest number of each point (``steps/quantize/points``) by its name;
-    none on the meta device.
+    none on the meta device. float_layers: the layers whose arithmetic stays float, as
+    ``points.layer_of`` names them.
     """
 
     scheme: Scheme
     ranges: Mapping[str, tuple[float, float]]
+    float_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,9 @@ def _read_quantized(record: dict[str, Any]) -> Quantized | None:
     if found is None:
         return None
     return Quantized(
-        found["scheme"], {k: (low, high) for k, (low, high) in found["ranges"].items()}
+        found["scheme"],
+        {k: (low, high) for k, (low, high) in found["ranges"].items()},
+        tuple(found.get("float_layers", ())),
     )
 
 

@@ -33,6 +33,7 @@ _BUILT_IN = {
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.drop_layers:DropLayers",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
 

@@ -340,8 +340,10 @@ def _proofs(
     if artifact.scheme in STATIC:
         from edgekit.steps.quantize.static import output_step
 
-        found["float_islands"] = float_islands(artifact.path)
-        found["output_step"] = output_step(cast("Model", compressed.model))
+        model = cast("Model", compressed.model)
+        kept = () if model.quantized is None else model.quantized.float_layers
+        found["float_islands"] = float_islands(artifact.path, kept)
+        found["output_step"] = output_step(model)
     if plain is not None:
         seconds = _COMPARISON_SECONDS
         found["against_float"] = against_float(

@@ -64,6 +64,10 @@ def _of_onnx(path: Path) -> Iterator[tuple[Array, Array | None]]:
     graph = onnx.load(path).graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     scales = {n.input[0]: n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
+    # What a float product reads is widened by a Cast and a Mul.
+    scales |= {
+        n.input[0]: n.input[1] for n in graph.node if n.op_type == "Mul" and n.input[1] in stored
+    }
     # Rows leave a table as integers, and are widened behind that.
     for node in reversed(graph.node):
         if node.input and node.output[0] in scales:

@@ -85,6 +85,8 @@ class Architecture:
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
     of a later one was trained without.
+    norm_first: whether norms stand before the parts of a layer, which alone read them (ViT), not
+    behind, where the sum around the next part reads them too (BERT).
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
     summary: the place of the token that stands for the whole text: 0, or -1 for the last.
     learns: whether the clean forward's gradients reach the model's own weights.
@@ -102,6 +104,7 @@ class Architecture:
     token_types: Literal["never", "pairs", "always"] = "never"
     types_until: int | None = None
     masked_score: float = -100.0
+    norm_first: bool = False
     frees_length: bool = True
     learns: bool = True
     summary: int = 0

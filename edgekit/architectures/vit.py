@@ -79,5 +79,8 @@ class VitForward(nn.Module):
 
 
 ARCHITECTURE = Architecture(
-    forward=VitForward, layers=_layers, stack=lambda encoder: encoder.layers
+    forward=VitForward,
+    layers=_layers,
+    stack=lambda encoder: encoder.layers,
+    norm_first=True,
 )

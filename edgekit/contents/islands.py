@@ -1,27 +1,49 @@
 """The float islands of a static int8 file: operators between its integers that work in float."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from edgekit.contents import identify_format
 
+# Operators that are float in layers that are kept so, and nowhere else.
+_KERNELS = {
+    "BATCH_MATMUL",
+    "CONV_2D",
+    "Conv",
+    "FULLY_CONNECTED",
+    "GELU",
+    "Gemm",
+    "MatMul",
+    "SOFTMAX",
+    "Softmax",
+}
+# There as well as elsewhere.
+_SUMS = {"ADD", "Add", "MUL", "Mul"}
 # ONNX operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear
-# behind them, and operators that move numbers or make shapes.
+# behind them, and operators of both formats that move numbers or make shapes.
 _FUSED = {"Gemm", "Conv", "MatMul", "Add", "Softmax", "Sigmoid", "GlobalAveragePool", "Relu"}
 _NOT_ARITHMETIC = {
+    "CAST",
     "Cast",
     "Concat",
+    "DEQUANTIZE",
     "DequantizeLinear",
     "Expand",
     "Flatten",
     "Gather",
     "Identity",
     "MaxPool",
+    "QUANTIZE",
     "QuantizeLinear",
+    "RESHAPE",
     "Reshape",
+    "SLICE",
+    "STRIDED_SLICE",
     "Shape",
     "Slice",
     "Squeeze",
+    "TRANSPOSE",
     "Transpose",
     "Unsqueeze",
 }
@@ -43,17 +65,26 @@ _WHY = {
 }
 
 
-def float_islands(path: Path) -> list[dict[str, str | int]]:
+def float_islands(path: Path, float_layers: Collection[str] = ()) -> list[dict[str, str | int]]:
     """Each kind of float operator, how often it is there, and why; most frequent first.
 
-    Quantizing, dequantizing and moving numbers is no arithmetic and is not listed. Raises
-    ModelError as ``read_contents`` does.
+    float_layers: layers that were kept in float on purpose. Quantizing, dequantizing and moving
+    numbers is no arithmetic and is not listed. Raises ModelError as ``read_contents`` does.
     """
     kinds = _of_onnx(path) if identify_format(path) == "onnx" else _of_tflite(path)
+    kept = f"kept float: sensitive ({', '.join(float_layers)})" if float_layers else ""
     return [
-        {"op": kind, "count": count, "why": _WHY.get(kind, _NO_KERNEL)}
+        {"op": kind, "count": count, "why": _reason(kind, kept)}
         for kind, count in kinds.most_common()
     ]
+
+
+def _reason(kind: str, kept: str) -> str:
+    """Why an operator is float. kept: the reason of layers that were kept so, or nothing."""
+    if kept and kind in _KERNELS:
+        return kept
+    known = _WHY.get(kind, _NO_KERNEL)
+    return f"{known}; or {kept}" if kept and kind in _SUMS else known
 
 
 def _of_onnx(path: Path) -> Counter[str]:
@@ -89,6 +120,6 @@ def _of_tflite(path: Path) -> Counter[str]:
     return Counter(
         op.kernel.name
         for op in program.graphs[0].operators
-        if op.kernel.name not in ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE", "CAST")
+        if op.kernel.name not in _NOT_ARITHMETIC
         and any(type_name(output.type) == "float32" for output in op.outputs)
     )

@@ -17,6 +17,7 @@ a number stands behind each value that is an integer. Rules:
 7. 7 bits a weight (``reduced``) for instruction sets that add two products in 16 bits and
    saturate: AVX2 and AVX-512 without VNNI.
 8. Only operators of the ONNX standard.
+9. A product that reads floats, in a layer that stays float, is left to ``onnx_weights``.
 """
 
 from __future__ import annotations

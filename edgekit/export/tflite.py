@@ -92,7 +92,7 @@ def export_tflite(
         if beside is not None:
             _write(program if static is None else _plain(program), beside, "fp32", fixed)
         if static is not None:
-            _make_integer(program, static)
+            _make_integer(program, static, model)
         return _write(program, out, scheme, fixed)
 
 
@@ -108,11 +108,15 @@ def _marked(model: Model) -> Traced:
     return marked(model, decomposed_norm=True)
 
 
-def _make_integer(program: Program, static: Traced) -> None:
+def _make_integer(program: Program, static: Traced, model: Model) -> None:
     from edgekit.export.tflite_static import quantize_static
     from edgekit.steps.quantize.static import grids, tables
 
     quantize_static(program, grids(static), tables(static))
+    if model.quantized is not None and model.quantized.float_layers:
+        from edgekit.export.tflite_weights import quantize_weights
+
+        quantize_weights(program, "int8-weights")
 
 
 def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:

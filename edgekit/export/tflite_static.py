@@ -13,6 +13,7 @@ Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp
    runs both as the same product, in the same time.
 5. Tables are int8 on one scale, and rows leave them as integers.
 6. The outputs are float, unless ``integer_ends``: then inputs and outputs are int8 as well.
+7. A product that reads floats, in a layer that stays float, is left to ``tflite_weights``.
 """
 
 from __future__ import annotations

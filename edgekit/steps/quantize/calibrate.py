@@ -11,6 +11,11 @@ Rules:
    TensorRT).
 3. The grid of scores and the fixed grids are the points' own (rules 5 and 6 there).
 4. Weights are put on their grids.
+5. With ``bias_correction`` the biases take back what rounding has shifted the mean by (see
+   ``bias_correction``), on at most 256 of the same rows.
+6. With ``accuracy_drop`` those layers stay float that lose too much (see ``sensitivity``), judged
+   on training rows that were not calibrated on: at most 512, a quarter at the most. They are judged
+   by their labels; by whether they get the float model's answers, where there are none.
 """
 
 from __future__ import annotations
@@ -31,11 +36,14 @@ if TYPE_CHECKING:
     from edgekit.step import Context
     from edgekit.steps.quantize.fake import Point
     from edgekit.steps.quantize.points import Traced
+    from edgekit.steps.quantize.sensitivity import Scan
 
 Method = Literal["min-max", "percentile", "mse", "entropy"]
 Scheme = Literal["int8-static"]
 
 _BINS = 2048
+_CORRECTED = 256
+_HELD_OUT = 512
 _BATCH = 8
 # What a row of scores holds below its largest: exp(-10) is 5e-5 (rule 6 of ``points``).
 _SCORES = 10.0
@@ -46,12 +54,16 @@ class Calibrate:
     """Finds the range of each activation on training rows, for int8 that is static.
 
     method: how a range follows from what was seen. rows: how many training rows are looked at.
-    percentile: of the values that stay inside, for that method. scheme: what the ranges are for.
+    percentile: of the values that stay inside, for that method. bias_correction: shift biases by
+    what rounding has shifted. accuracy_drop: what of the metric may be lost, as a share, before
+    layers are kept in float. scheme: what the ranges are for.
     """
 
     method: Method = "min-max"
     rows: int = 512
     percentile: float = 0.9999
+    bias_correction: bool = False
+    accuracy_drop: float | None = None
     scheme: Scheme = "int8-static"
 
     def requires(self, model: Model, context: Context) -> None:
@@ -64,6 +76,8 @@ class Calibrate:
             raise RecipeError(
                 f"calibrate: percentile is a share from 0.5 to 1, is {self.percentile:g}"
             )
+        if self.accuracy_drop is not None:
+            _require_scan(self.accuracy_drop, model, context)
 
     def apply(self, model: Model, context: Context) -> Model:
         from edgekit.model import Quantized
@@ -74,19 +88,72 @@ class Calibrate:
 
         made = replace(model, module=copy.deepcopy(model.module))
         found = traced(made)
-        encoded = draw(model, context, self.rows)
+        encoded = draw(made, context, self._calibrated_on(context))
         found.set_ranges(observed_ranges(made, found, encoded, self.method, self.percentile))
+        notes = [f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"]
+        float_layers: tuple[str, ...] = ()
+        if self.accuracy_drop is not None:
+            scan = _scan(found, made, self.accuracy_drop, context)
+            notes.append(scan.text())
+            float_layers = scan.float_layers
+            quantized = Quantized(self.scheme, found.ranges(), float_layers)
+            found = traced(replace(made, quantized=quantized))
+        if self.bias_correction:
+            notes.append(_corrected(made, found, encoded))
         snap(found)
-        note = f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"
         return replace(
             made,
-            quantized=Quantized(self.scheme, found.ranges()),
-            lineage=(*model.lineage, note),
+            quantized=Quantized(self.scheme, found.ranges(), float_layers),
+            lineage=(*model.lineage, *notes),
         )
+
+    def _calibrated_on(self, context: Context) -> int:
+        assert context.rows is not None
+        if self.accuracy_drop is None:
+            return self.rows
+        return min(self.rows, len(context.rows) - _held_out(context))
 
     def ensures(self, before: Model, after: Model) -> None:
         if after.quantized is None:
             raise RecipeError("calibrate: left no ranges behind; this is a bug of edgekit")
+
+
+def _require_scan(drop: float, model: Model, context: Context) -> None:
+    from edgekit.steps.quantize.static import require_layers
+
+    require_layers("calibrate: accuracy-drop", model)
+    if not 0 < drop < 1:
+        raise RecipeError(
+            f"calibrate: accuracy-drop is a share between 0 and 1, such as 0.01, is {drop:g}"
+        )
+    assert context.rows is not None
+    if len(context.rows) < 4 * 32:
+        raise RecipeError(
+            f"calibrate: accuracy-drop is judged on a quarter of the training rows, and that of "
+            f"{len(context.rows)} says too little; give at least 128, or leave it out"
+        )
+
+
+def _scan(found: Traced, model: Model, drop: float, context: Context) -> Scan:
+    """Rule 6. model: still in float; found: traced from it, with ranges."""
+    from edgekit.data import label_ids
+    from edgekit.steps.quantize.sensitivity import drop_in, scan_layers
+    from edgekit.workbench import encode
+
+    assert context.rows is not None
+    rows = context.rows.take(_shuffled(context)[-_held_out(context) :])
+    encoded = encode(model, rows)
+    labels: Any = None
+    if rows.labels is not None:
+        labels = label_ids(
+            rows,
+            model.labels,
+            task=model.task,
+            problem=model.problem,
+            source="the training rows",
+        )
+    judge = drop_in(model, encoded, labels)
+    return scan_layers(found, model, encoded, judge, drop, context.on_progress)
 
 
 def draw(model: Model, context: Context, count: int) -> Encoded:
@@ -94,9 +161,30 @@ def draw(model: Model, context: Context, count: int) -> Encoded:
     from edgekit.workbench import encode
 
     assert context.rows is not None
-    chance = np.random.default_rng(context.seed)
-    chosen = chance.permutation(len(context.rows))[:count]
-    return encode(model, context.rows.take(np.sort(chosen)))
+    return encode(model, context.rows.take(np.sort(_shuffled(context)[:count])))
+
+
+def _shuffled(context: Context) -> Array:
+    """The places of the training rows, in the order in which they are drawn."""
+    assert context.rows is not None
+    return np.random.default_rng(context.seed).permutation(len(context.rows))
+
+
+def _held_out(context: Context) -> int:
+    """How many of the last that would be drawn are kept to judge by (rule 6)."""
+    assert context.rows is not None
+    return min(_HELD_OUT, len(context.rows) // 4)
+
+
+def _corrected(model: Model, found: Traced, encoded: Encoded) -> str:
+    """Rule 5; a sentence for the lineage."""
+    from edgekit.steps.quantize.bias_correction import correct_biases
+    from edgekit.steps.quantize.static import pieces
+
+    # Rows lie in the order of their file, which may be sorted: some from everywhere.
+    spread = encoded.rows(slice(None, None, -(-len(encoded) // _CORRECTED)))
+    count = correct_biases(found, list(pieces(model, spread, _BATCH, padding=0)))
+    return f"corrected the biases of {count} products on {len(spread)} training rows"
 
 
 def observed_ranges(

@@ -22,12 +22,14 @@ Rules:
    because their rows leave the table as integers. A table is a constant of which rows are read,
    or that is an operand of two dimensions or more; sums with a vector stay float.
 8. A batch norm behind a product is folded into it. Dropout and padding by nothing go.
+9. A layer may stay float: it loses the points that no other layer reads or writes. Its products'
+   weights stay on their grids.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +44,7 @@ GraphModule = Any
 
 _aten = torch.ops.aten
 
-_PRODUCTS = (
+PRODUCTS = (
     _aten.linear.default,
     _aten.conv1d.default,
     _aten.conv1d.padding,
@@ -62,7 +64,7 @@ _FIXED = {
 }
 _SOFTMAXES = (_aten.softmax.int, _aten._softmax.default)
 _INTEGER = {
-    *_PRODUCTS,
+    *PRODUCTS,
     *_FIXED,
     *_RELUS,
     *_PAIRS,
@@ -87,6 +89,8 @@ _PADS = (_aten.pad.default, _aten.constant_pad_nd.default)
 # Spelled otherwise, a ReLU6 is a hardtanh from 0 to 6.
 _SIXES = (_aten.relu6.default, _aten.relu6_.default, _aten.clamp.default, _aten.clamp_.default)
 _DROPOUTS = (_aten.dropout.default, _aten.dropout_.default)
+# Layers by other names than their numbers: what is before the first, and what is behind.
+EMBEDDINGS, HEAD = "embeddings", "head"
 _NORMS = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
 
 
@@ -95,17 +99,28 @@ class Traced:
     """A forward with points in it. ``module`` takes what the forward took.
 
     points: by name, in the order in which they run. weights: by the name of the parameter.
-    islands: what stays float between two points, as ``name (operator)``.
+    islands: what stays float between two points, as ``name (operator)``. layers: those that could
+    work in integers, as ``layer_of`` names them, in the order in which they run. users: of each
+    point, the layers that write or read its integers.
     """
 
     module: GraphModule
     points: Mapping[str, Point]
     weights: Mapping[str, Weight | Table]
     islands: tuple[str, ...]
+    layers: tuple[str, ...]
+    users: Mapping[str, frozenset[str]]
 
     def set_mode(self, mode: Mode) -> None:
         for part in (*self.points.values(), *self.weights.values()):
             part.mode = mode
+
+    def round_without(self, float_layers: Collection[str]) -> None:
+        """Round as a file does in which these layers stay float (rule 9)."""
+        self.set_mode("fake")
+        for name, point in self.points.items():
+            if self.users[name] <= set(float_layers):
+                point.mode = "off"
 
     def set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Give the points their ranges. Raises ModelError when one has none."""
@@ -124,11 +139,16 @@ class Traced:
         return {name: point.range for name, point in self.points.items()}
 
 
-def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]) -> Traced:
+def trace(
+    forward: nn.Module,
+    example: Sequence[Tensor],
+    varying: Sequence[str],
+    float_layers: Collection[str] = (),
+) -> Traced:
     """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
 
-    example, varying: as ``example_inputs`` gives them. Raises ExportError when torch cannot trace
-    it.
+    example, varying: as ``example_inputs`` gives them. float_layers: which layers stay float (rule
+    9). Raises ExportError when torch cannot trace it.
     """
     from edgekit.errors import ExportError
     from edgekit.export.tracing import quiet_tracing, root_cause
@@ -156,14 +176,17 @@ def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str])
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     _scale_early(graph)
     _fold_norms(module)
-    return _Placing(module, _names(graph)).place()
+    return _Placing(module, _names(graph), float_layers).place()
 
 
 class _Placing:
     """Puts points into one graph."""
 
-    def __init__(self, module: Any, names: Mapping[Any, str]) -> None:
-        self.module, self.names = module, names
+    def __init__(
+        self, module: Any, names: Mapping[Any, str], float_layers: Collection[str]
+    ) -> None:
+        self.module, self.names, self.float_layers = module, names, float_layers
+        self.layers = _layers(names)
         self.on_grid: set[Any] = set()
         self.points: dict[str, Point] = {}
         self.nodes: dict[Any, Point] = {}  # the point that a call_module node is
@@ -185,18 +208,25 @@ class _Placing:
                 self._integer(node)
             else:
                 self._read_rows(node)
+        layers = dict.fromkeys(self.layers[n] for n in self.module.graph.nodes if n in self.kernels)
+        users = {name: self._users(name) for name in self.points}
+        if self.float_layers:
+            self._widen(users)
         self._find_islands()
         self.module.graph.lint()
         self.module.recompile()
         ordered = [self.nodes[n] for n in self.module.graph.nodes if n in self.nodes]
         names = {id(point): name for name, point in self.points.items()}
         points = {names[id(point)]: point for point in ordered}
-        return Traced(self.module, points, self.weights, tuple(self.islands))
+        for number, point in enumerate(points.values()):
+            point.number = number  # without gaps: writers list the grids by it
+        islands = tuple(self.islands)
+        return Traced(self.module, points, self.weights, islands, tuple(layers), users)
 
     def _is_integer(self, node: Node) -> bool:
         if node.target not in _INTEGER or not _is_float(node):
             return False
-        if node.target in _PRODUCTS:
+        if node.target in PRODUCTS:
             return node.args[1].op == "get_attr" or node.args[1] in self.constants.values()
         if node.target in _PAIRS and not all(map(self._is_operand, node.args[:2])):
             return False
@@ -229,13 +259,13 @@ class _Placing:
             if node.target in _RELUS and _only_use(operand) and operand.target in _INTEGER:
                 continue
             node.update_arg(place, self._quantized(operand))
-        if node.target in _PRODUCTS:
+        if node.target in PRODUCTS:
             node.update_arg(1, self._weight(node.args[1]))
         if node.target in _SOFTMAXES:
             self._holds_scores(node.args[0])
         last = node
         user = _only_user(node)
-        if user is not None and node.target in _PRODUCTS and _is_scaling(user, node):
+        if user is not None and node.target in PRODUCTS and _is_scaling(user, node):
             last, user = user, _only_user(user)
         self.kernels.update((node, last))
         if user is not None and user.target in _RELUS and self._is_integer(user):
@@ -317,6 +347,33 @@ class _Placing:
             node = node.args[0]
         self.nodes[node].scores = True
 
+    def _users(self, name: str) -> frozenset[str]:
+        """The layers whose integer kernels write or read a point, wherever its numbers move."""
+        (made,) = (node for node, point in self.nodes.items() if point is self.points[name])
+        near, waiting = {made.args[0]}, [made]
+        while waiting:
+            users = set(waiting.pop().users) - near
+            near |= users
+            waiting += filter(_moves, users)
+        return frozenset(self.layers[node] for node in near & self.kernels)
+
+    def _widen(self, users: Mapping[str, frozenset[str]]) -> None:
+        """Rule 9."""
+        self.kernels = {n for n in self.kernels if self.layers[n] not in self.float_layers}
+        names = {id(point): name for name, point in self.points.items()}
+        for made, point in list(self.nodes.items()):
+            name = names[id(point)]
+            if users[name] <= set(self.float_layers):
+                del self.points[name], self.nodes[made]
+                made.replace_all_uses_with(made.args[0])
+                self.module.graph.erase_node(made)
+        waiting = [node for node in self.on_grid if node.op == "call_module" and node.users]
+        self.on_grid = set(waiting)
+        while waiting:
+            moved = {user for user in waiting.pop().users if _moves(user)} - self.on_grid
+            self.on_grid |= moved
+            waiting += moved
+
     def _find_islands(self) -> None:
         """Rule 3, for the report: float operators that read what came from integers."""
         wide: set[Any] = set()
@@ -389,6 +446,24 @@ def _kind(node: Any) -> str:
     return getattr(node.target, "__name__", str(node.target)).split(".")[0]
 
 
+def layer_of(name: str) -> str | None:
+    """The layer that an operator is in: its name up to the first number, where it has one."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else None
+
+
+def _layers(names: Mapping[Any, str]) -> dict[Any, str]:
+    """The layer of each operator: ``EMBEDDINGS`` before the first, ``HEAD`` behind the last."""
+    found, other = {}, EMBEDDINGS
+    for node, name in names.items():
+        layer = layer_of(name)
+        if layer is not None:
+            other = HEAD
+        found[node] = layer or other
+    return found
+
+
 def _names(graph: Any) -> dict[Any, str]:
     """A name for each operator: its weight's, or the layer that ran before and what it does."""
     names: dict[Any, str] = {}
@@ -419,7 +494,7 @@ def _scale_early(graph: Any) -> None:
         query = product.args[0]
         while query.target in _MOVING and _only_use(query):
             query = query.args[0]
-        if query.target not in _PRODUCTS or not _only_use(query):
+        if query.target not in PRODUCTS or not _only_use(query):
             continue
         with graph.inserting_after(query):
             made = graph.call_function(_aten.mul.Tensor, (query, scaled.args[1]))
@@ -471,7 +546,7 @@ def _fold_norms(module: Any) -> None:
 
 def _can_fold(norm: Any, product: Any) -> bool:
     """Whether the norm is behind a product alone, and no other reads what would change."""
-    if product.target not in _PRODUCTS or not _only_use(product):
+    if product.target not in PRODUCTS or not _only_use(product):
         return False
     if product.target is _aten.linear.default and product.meta["val"].ndim != 2:
         return False  # its last dimension is not the norm's

@@ -37,7 +37,8 @@ def traced(model: Model) -> Traced:
     """
     forward = export_forward(model)
     example = example_inputs(model, forward)
-    found = trace(forward, example.tensors, example.dimensions)
+    float_layers = () if model.quantized is None else model.quantized.float_layers
+    found = trace(forward, example.tensors, example.dimensions, float_layers)
     if model.quantized is not None and model.quantized.scheme in STATIC:
         found.set_ranges(model.quantized.ranges)
     return found
@@ -65,16 +66,32 @@ def require_rows(name: str, model: Model, context: Context) -> None:
         )
 
 
-def pieces(model: Model, encoded: Encoded, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def require_layers(name: str, model: Model) -> None:
+    """What a step needs that changes or judges encoder layers. Raises RecipeError."""
+    described = model.architecture
+    if described is None or described.layers is None:
+        raise RecipeError(f"{name}: this model has no encoder layers; leave it out")
+    known = set(model.module.modules())
+    for layer in described.layers(model.module.base_model):
+        if layer.query not in known:
+            raise RecipeError(
+                f"{name}: this family keeps its projections as plain tensors (XLNet does), which "
+                "is not known here; leave it out"
+            )
+
+
+def pieces(
+    model: Model, encoded: Encoded, size: int, padding: int = 1
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """The rows as inputs for a traced forward, ``size`` at a time, short texts first.
 
-    Every batch of texts is one token longer than its longest, so that all see padding.
+    Every batch of texts is ``padding`` tokens longer than its longest: one, so that all see some.
     """
     order = np.arange(len(encoded))
     if encoded.lengths is not None:
         order = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(order), size):
-        yield as_inputs(model, encoded, order[start : start + size], padding=1)
+        yield as_inputs(model, encoded, order[start : start + size], padding)
 
 
 def as_inputs(
@@ -222,6 +239,11 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
     """
     found = traced(model)
     found.set_mode("fake")
+    return outputs_of(found, model, encoded)
+
+
+def outputs_of(found: Traced, model: Model, encoded: Encoded) -> Array:
+    """``fake_outputs`` of a model that was traced, in whatever mode it is."""
     outputs: Any = None
     size = 16 if isinstance(model.preprocessor, ImagePreprocessor | TextPreprocessor) else 1
     order = np.arange(len(encoded))
