@@ -74,7 +74,7 @@ def export_tflite(
     Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
-    static = _marked(model) if scheme in STATIC else None
+    static = _marked(model, scheme) if scheme in STATIC else None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length, static)
         names = (*model.inputs, output_name(model))
@@ -102,10 +102,10 @@ def _plain(program: Program) -> Program:
     return without_marks(program)
 
 
-def _marked(model: Model) -> Traced:
+def _marked(model: Model, scheme: Scheme) -> Traced:
     from edgekit.steps.quantize.static import marked
 
-    return marked(model, decomposed_norm=True)
+    return marked(model, scheme, decomposed_norm=True)
 
 
 def _make_integer(program: Program, static: Traced) -> None:

@@ -103,7 +103,13 @@ def _calibration(
     work: Workbench, targets: Sequence[Target], notes: list[str]
 ) -> tuple[StepSpec, ...]:
     """The step that a static scheme needs when no other finds ranges (rule 3 of ``propose``)."""
-    if not any((work.settings.scheme or target.scheme) in STATIC for target in targets):
+    schemes = {work.settings.scheme or target.scheme for target in targets}
+    static = [scheme for scheme in STATIC if scheme in schemes]
+    if len(static) > 1:
+        raise UsageError(
+            f"--target: {' and '.join(static)} have other grids; build these targets one by one"
+        )
+    if not static:
         return ()
     found = any(spec.name in ("calibrate", "quantize-aware-train") for spec in work.settings.steps)
     assert not isinstance(work.outline, FileModel)
@@ -112,7 +118,7 @@ def _calibration(
     notes.append(
         "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
     )
-    return (make_step("calibrate", {}),)
+    return (make_step("calibrate", {"scheme": static[0]}),)
 
 
 def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> None:

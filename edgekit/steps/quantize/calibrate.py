@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgekit.steps.quantize.points import Traced
 
 Method = Literal["min-max", "percentile", "mse", "entropy"]
-Scheme = Literal["int8-static"]
+Scheme = Literal["int8-static", "int16x8"]
 
 _BINS = 2048
 _BATCH = 8
@@ -43,7 +43,7 @@ _SCORES = 10.0
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Finds the range of each activation on training rows, for int8 that is static.
+    """Finds the range of each activation on training rows, for integers that are static.
 
     method: how a range follows from what was seen. rows: how many training rows are looked at.
     percentile: of the values that stay inside, for that method. scheme: what the ranges are for.
@@ -73,7 +73,7 @@ class Calibrate:
         from edgekit.steps.quantize.static import snap, traced
 
         made = replace(model, module=copy.deepcopy(model.module))
-        found = traced(made)
+        found = traced(made, self.scheme)
         encoded = draw(model, context, self.rows)
         found.set_ranges(observed_ranges(made, found, encoded, self.method, self.percentile))
         snap(found)
@@ -114,7 +114,7 @@ def observed_ranges(
         if not np.isfinite([low, high]).all():
             raise ModelError(
                 f"{name} gives values that are infinite or NaN on the training rows; it has no "
-                "range, and static int8 needs one: choose --scheme int8-dynamic"
+                "range, and a static scheme needs one: choose --scheme int8-dynamic"
             )
         if low == high == 0:
             raise ModelError(
@@ -127,7 +127,7 @@ def observed_ranges(
     counts = _Counts(found, ranges)
     _watch(model, found, encoded, counts.see)
     shrunk = {
-        name: _shrink(counts.of(point), *ranges[name], method, percentile)
+        name: _shrink(counts.of(point), *ranges[name], point.bits, method, percentile)
         for name, point in found.points.items()
         if point.fixed is None and not point.scores
     }
@@ -190,7 +190,7 @@ def _watch(model: Model, found: Traced, encoded: Encoded, see: Any) -> None:
 
 
 def _shrink(
-    counts: Array, low: float, high: float, method: Method, percentile: float
+    counts: Array, low: float, high: float, bits: int, method: Method, percentile: float
 ) -> tuple[float, float]:
     """A range inside ``low`` to ``high`` by rule 2; ``counts`` are its histogram."""
     edges = np.linspace(low, high, _BINS + 1)
@@ -203,28 +203,28 @@ def _shrink(
     centres = (edges[:-1] + edges[1:]) / 2
     loss = _squared_error if method == "mse" else _divergence
     factors = np.arange(100, 28, -2) / 100
-    losses = [loss(counts, centres, low * factor, high * factor) for factor in factors]
+    losses = [loss(counts, centres, low * factor, high * factor, bits) for factor in factors]
     best = float(factors[int(np.argmin(losses))])
     return low * best, high * best
 
 
-def _squared_error(counts: Array, centres: Array, low: float, high: float) -> float:
-    return float(np.sum(counts * (centres - _rounded(centres, low, high)) ** 2))
+def _squared_error(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
+    return float(np.sum(counts * (centres - _rounded(centres, low, high, bits)) ** 2))
 
 
-def _rounded(values: Array, low: float, high: float) -> Array:
+def _rounded(values: Array, low: float, high: float, bits: int) -> Array:
     from edgekit.steps.quantize.grid import activation_grid, quantize_activation
 
-    grid = activation_grid(low, high)
+    grid = activation_grid(low, high, bits)
     integers = quantize_activation(values.astype(np.float32), grid)
     made: Array = (integers - grid.zero) * grid.scale
     return made
 
 
-def _divergence(counts: Array, centres: Array, low: float, high: float) -> float:
+def _divergence(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
     """KL(seen ‖ rounded): each step's count is shared by the bins that round to it."""
     clipped = np.clip(centres, low, high)
-    steps = np.unique(_rounded(clipped, low, high), return_inverse=True)[1]
+    steps = np.unique(_rounded(clipped, low, high, bits), return_inverse=True)[1]
     inside = (centres >= low) & (centres <= high)
     kept = np.where(inside, counts, 0)
     first, last = np.flatnonzero(inside)[[0, -1]]

@@ -32,9 +32,9 @@ class Point(nn.Module):
     grid. mark: they pass through a clamp that tells a writer the point's number.
     """
 
-    def __init__(self, number: int, fixed: tuple[float, float] | None) -> None:
+    def __init__(self, number: int, fixed: tuple[float, float] | None, bits: int = 8) -> None:
         super().__init__()
-        self.number, self.fixed = number, fixed
+        self.number, self.fixed, self.bits = number, fixed, bits
         self.mode: Mode = "off"
         self.scores = False
         self.most = float("inf")  # no number is above: a ReLU6's range never learns to end there
@@ -58,7 +58,7 @@ class Point(nn.Module):
 
     @property
     def grid(self) -> Grid:
-        return activation_grid(*self.range)
+        return activation_grid(*self.range, self.bits)
 
     def set_range(self, low: float, high: float) -> None:
         with torch.no_grad():

@@ -15,13 +15,15 @@ Rules:
 4. A product that is only scaled by a number, or only put through a ReLU, has its point behind
    that: the kernel does both at once.
 5. Softmax, tanh and sigmoid write the grid that TFLite's kernels ask for: 1/256 from 0, 1/128
-   around 0, 1/256 from 0.
+   around 0, 1/256 from 0; in 16 bits 1/32768 around 0, all three.
 6. The input of a softmax holds each row's largest score less ten: what is lower weighs less than
    5e-5, and a mask's -100 would take most of the grid (see ``masked_score``).
 7. Weights of products: symmetric, a scale for each output channel. Tables: one scale for all,
    because their rows leave the table as integers. A table is a constant of which rows are read,
    or that is an operand of two dimensions or more; sums with a vector stay float.
-8. A batch norm behind a product is folded into it. Dropout and padding by nothing go.
+8. In 16 bits GELU is an island: tflite-runtime 2.14 has no kernel for it. Weights and tables have
+   8 bits all the same.
+9. A batch norm behind a product is folded into it. Dropout and padding by nothing go.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ _FIXED = {
     _aten.sigmoid.default: (0.0, 255 / 256),
     _aten.tanh.default: (-1.0, 127 / 128),
 }
+_FIXED_16 = (0.0, 32767 / 32768)
 _SOFTMAXES = (_aten.softmax.int, _aten._softmax.default)
 _INTEGER = {
     *_PRODUCTS,
@@ -124,11 +127,13 @@ class Traced:
         return {name: point.range for name, point in self.points.items()}
 
 
-def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]) -> Traced:
+def trace(
+    forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str], bits: int = 8
+) -> Traced:
     """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
 
-    example, varying: as ``example_inputs`` gives them. Raises ExportError when torch cannot trace
-    it.
+    example, varying: as ``example_inputs`` gives them. bits: of an activation, 8 or 16. Raises
+    ExportError when torch cannot trace it.
     """
     from edgekit.errors import ExportError
     from edgekit.export.tracing import quiet_tracing, root_cause
@@ -141,7 +146,7 @@ def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str])
             )
         except Exception as error:  # the module's own code runs here, and may raise anything
             raise ExportError(
-                f"torch cannot trace this model ({root_cause(error)}), and a static int8 file "
+                f"torch cannot trace this model ({root_cause(error)}), and a static file "
                 "needs that; choose --scheme int8-dynamic"
             ) from error
         module: Any = program.module(check_guards=False)
@@ -156,14 +161,14 @@ def trace(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str])
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     _scale_early(graph)
     _fold_norms(module)
-    return _Placing(module, _names(graph)).place()
+    return _Placing(module, _names(graph), bits).place()
 
 
 class _Placing:
     """Puts points into one graph."""
 
-    def __init__(self, module: Any, names: Mapping[Any, str]) -> None:
-        self.module, self.names = module, names
+    def __init__(self, module: Any, names: Mapping[Any, str], bits: int) -> None:
+        self.module, self.names, self.bits = module, names, bits
         self.on_grid: set[Any] = set()
         self.points: dict[str, Point] = {}
         self.nodes: dict[Any, Point] = {}  # the point that a call_module node is
@@ -195,6 +200,8 @@ class _Placing:
 
     def _is_integer(self, node: Node) -> bool:
         if node.target not in _INTEGER or not _is_float(node):
+            return False
+        if node.target is _aten.gelu.default and self.bits == 16:
             return False
         if node.target in _PRODUCTS:
             return node.args[1].op == "get_attr" or node.args[1] in self.constants.values()
@@ -240,7 +247,8 @@ class _Placing:
         self.kernels.update((node, last))
         if user is not None and user.target in _RELUS and self._is_integer(user):
             return
-        made = self._point(last, self.names[node], _FIXED.get(node.target))
+        fixed = _FIXED.get(node.target)
+        made = self._point(last, self.names[node], _FIXED_16 if fixed and self.bits == 16 else fixed)
         if node.target in RELU6:
             self.nodes[made].most = 6.0
 
@@ -261,7 +269,7 @@ class _Placing:
         while unique in self.points:
             number += 1
             unique = f"{name}.{number}"
-        point = Point(number=len(self.points), fixed=fixed)
+        point = Point(number=len(self.points), fixed=fixed, bits=self.bits)
         self.points[unique] = point
         return self._insert(node, f"point_{point.number}", point)
 
@@ -431,7 +439,7 @@ def _scale_early(graph: Any) -> None:
 
 
 def _fold_norms(module: Any) -> None:
-    """Rule 8, in place: the convolution takes the scale, and the norm's bias is all it adds.
+    """Rule 9, in place: the convolution takes the scale, and the norm's bias is all it adds.
 
     The norm's own numbers become those of one that only adds its bias, so that the module that
     the parameters are shared with goes on giving the same.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgekit.artifact import STATIC
+from edgekit.artifact import STATIC, Scheme, activation_bits
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 _ENOUGH = 32
 
 
-def traced(model: Model) -> Traced:
+def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     """The model's clean forward with points in it, on its ranges where it has them.
 
-    Raises ExportError when torch cannot trace it, ModelError when a range is missing.
+    scheme: of a model that has no grids yet. Raises ExportError when torch cannot trace it,
+    ModelError when a range is missing.
     """
     forward = export_forward(model)
     example = example_inputs(model, forward)
-    found = trace(forward, example.tensors, example.dimensions)
+    scheme = scheme if model.quantized is None else model.quantized.scheme
+    found = trace(forward, example.tensors, example.dimensions, activation_bits(scheme))
     if model.quantized is not None and model.quantized.scheme in STATIC:
         found.set_ranges(model.quantized.ranges)
     return found
@@ -142,16 +144,16 @@ def short_name(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def marked(model: Model, *, decomposed_norm: bool = False) -> Traced:
+def marked(model: Model, scheme: Scheme, *, decomposed_norm: bool = False) -> Traced:
     """The traced forward with a mark at each point, for an exporter.
 
     decomposed_norm: layer norms as elementary operations (for LiteRT). Raises ExportError when
-    the model has no ranges: nothing was calibrated or trained.
+    the model has no ranges for this scheme: nothing was calibrated or trained.
     """
-    if model.quantized is None or model.quantized.scheme not in STATIC:
+    if model.quantized is None or model.quantized.scheme != scheme:
         raise ExportError(
-            "a static int8 file needs the range of each activation; add --step calibrate or "
-            "--step quantize-aware-train"
+            f"an {scheme} file needs the range of each activation; add --step "
+            f"calibrate:scheme={scheme}"
         )
     found = traced(model)
     found.set_mode("mark")
