@@ -221,6 +221,7 @@ def export(
         "lengths": list(lengths),
         "any_length": any_length,
         "bits": target.weight_bits,
+        "integer_ends": target.integer_ends,
     }
 
     def produce(folder: Path) -> None:
@@ -236,6 +237,7 @@ def export(
             any_length,
             beside,
             target.weight_bits,
+            target.integer_ends,
         )
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 

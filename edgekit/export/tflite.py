@@ -64,6 +64,7 @@ def export_tflite(
     lengths: Sequence[int] = (),
     any_length: bool = False,
     beside: Path | None = None,
+    integer_ends: bool = False,
 ) -> Artifact:
     """Write ``out/model.tflite``.
 
@@ -71,6 +72,7 @@ def export_tflite(
     any_length: one signature for any length instead, where the graph allows it; the artifact's
         ``lengths`` are empty then. Not for GPU delegates.
     beside: a folder that takes the same graphs in float32 as well.
+    integer_ends: of a static scheme, inputs and outputs are integers on the grids that they name.
     Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
@@ -92,7 +94,7 @@ def export_tflite(
         if beside is not None:
             _write(program if static is None else _plain(program), beside, "fp32", fixed)
         if static is not None:
-            _make_integer(program, static)
+            _make_integer(program, static, integer_ends)
         return _write(program, out, scheme, fixed)
 
 
@@ -108,11 +110,11 @@ def _marked(model: Model, scheme: Scheme) -> Traced:
     return marked(model, scheme, decomposed_norm=True)
 
 
-def _make_integer(program: Program, static: Traced) -> None:
+def _make_integer(program: Program, static: Traced, integer_ends: bool) -> None:
     from edgekit.export.tflite_static import quantize_static
     from edgekit.steps.quantize.static import grids, tables
 
-    quantize_static(program, grids(static), tables(static))
+    quantize_static(program, grids(static), tables(static), integer_ends=integer_ends)
 
 
 def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact:

@@ -99,7 +99,8 @@ def quantize_static(
 ) -> None:
     """Rewrite ``program`` in place by the rules above.
 
-    grids: of each mark, by its number. Raises ExportError when a mark is torn apart.
+    grids: of each mark, by its number. Raises ExportError when a mark is torn apart, or when an
+    end that is asked to be an integer belongs to an operator that works in float.
     """
     weights = _Weights(tables)
     for graph in program.graphs:
@@ -186,7 +187,7 @@ class _Rewriting:
                 self._wide(tensor)
 
     def narrow_ends(self, program: Program) -> None:
-        """Rule 6: the ends of the graph are the integers themselves."""
+        """Rule 7: the ends of the graph are the integers themselves."""
         graph = self.graph
         swap: dict[int, Tensor] = {}
         for op in list(self.operators):
@@ -198,6 +199,13 @@ class _Rewriting:
         graph.inputs = [swap.get(id(tensor), tensor) for tensor in graph.inputs]
         ends = {id(t): self.integers[id(t)][0] for t in graph.outputs if id(t) in self.integers}
         graph.outputs = [ends.get(id(tensor), tensor) for tensor in graph.outputs]
+        for place, tensors in (("first", graph.inputs), ("last", graph.outputs)):
+            if any(type_name(tensor.type) == "float32" for tensor in tensors):
+                raise ExportError(
+                    f"the {place} operator of this model works in float, so that the file cannot "
+                    f"{'take' if place == 'first' else 'give'} integers; choose a target with "
+                    "float inputs and outputs, as android-arm64"
+                )
         for signature in program.signatures:
             if signature.graph is graph:
                 signature.inputs = {n: swap.get(id(t), t) for n, t in signature.inputs.items()}

@@ -29,6 +29,7 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
     if isinstance(work.outline, FileModel):
         _check_file(work.outline, work.settings, targets)
+    _check_ends(work.outline, targets)
     limit = work.settings.budget.size
     notes = [*work.outline.lineage, *work.data.notes]
     if work.data.eval is None:
@@ -130,6 +131,16 @@ def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> 
             f"{one_of(tuple(dict.fromkeys(schemes)))}; add --scheme {model.quantized.scheme}, or "
             "leave the step out"
         )
+
+
+def _check_ends(model: "Model | FileModel", targets: Sequence[Target]) -> None:
+    """Refuse integer ends for what they are not for."""
+    for target in targets:
+        if target.integer_ends and model.task not in ("image-classification", "module"):
+            raise UsageError(
+                f"--target: {target.name} takes integers alone, which {model.task} does not come "
+                "to: norms stay float; choose another target, with --scheme int8-static"
+            )
 
 
 def _spend_the_rest(

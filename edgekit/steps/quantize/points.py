@@ -8,7 +8,8 @@ Rules:
 
 1. An operator with an integer kernel in both runtimes (``_INTEGER``) reads integers and writes
    integers: a point stands behind it, and behind each input that is not on a grid already.
-2. Operators that only move numbers (``_MOVING``) keep their input's grid.
+2. Operators that only move numbers (``_MOVING``) keep their input's grid. An input of the model
+   is on its grid before it is moved.
 3. All else stays float, between a dequantize and a quantize: the float islands of the file.
    Norms are islands on purpose, with the sum before them: the variance of a state does not fit 8
    bits, and one channel of a sum may be 200 times as large as the others (MiniLM's is).
@@ -260,8 +261,12 @@ class _Placing:
         if constant is not None:
             self._table(constant)
             return operand
-        named = self.names.get(operand, operand.name)
-        return self._point(operand, f"{named}.input" if operand.op == "placeholder" else named)
+        source = _moved_input(operand)
+        if source is None:
+            return self._point(operand, self.names.get(operand, operand.name))
+        made = self._point(source, f"{source.name}.input")
+        self._move_on(made)
+        return made if operand is source else operand
 
     def _point(self, node: Any, name: str, fixed: tuple[float, float] | None = None) -> Any:
         """A point behind ``node`` for all that read it."""
@@ -302,6 +307,10 @@ class _Placing:
         self.weights[constant.target] = part
         made = self._insert(constant, f"weight_{len(self.weights)}", part)
         self.constants[constant] = made
+        self._move_on(made)
+
+    def _move_on(self, made: Any) -> None:
+        """Rule 2, for what stands in the graph before its input came onto a grid."""
         waiting = [made]
         while waiting:
             for user in waiting.pop().users:
@@ -383,6 +392,13 @@ def _is_scaling(user: Any, node: Any) -> bool:
         return False
     factor = user.args[1]
     return isinstance(factor, int | float) and factor > 0 and math.isfinite(factor)
+
+
+def _moved_input(node: Any) -> Any:
+    """The input of the model that ``node`` is, or that is only moved to become it."""
+    while node.op == "call_function" and _moves(node):
+        node = node.args[0]
+    return node if node.op == "placeholder" else None
 
 
 def _constant_behind(node: Any) -> Any:
