@@ -107,7 +107,7 @@ def _plain(program: Program) -> Program:
 def _marked(model: Model, scheme: Scheme) -> Traced:
     from edgekit.steps.quantize.static import marked
 
-    return marked(model, scheme, decomposed_norm=True)
+    return marked(model, scheme, "tflite")
 
 
 def _make_integer(program: Program, static: Traced, integer_ends: bool) -> None:

@@ -225,6 +225,7 @@ class _Rewriting:
             self.done |= {id(op), id(inner)}
 
     def _rewrite(self, op: Operator) -> None:
+        op = _as_reshape(op)
         if op.kernel.name == "EMBEDDING_LOOKUP" and self._is_table(op.inputs[1]):
             self._look_up(op)
         elif op.kernel.name in _MOVING and self._moves_integers(op):
@@ -473,6 +474,19 @@ class _Rewriting:
         kind = f"int{grid.bits}"
         number = getattr(schema().TensorType, kind.upper())
         return Tensor(f"{like.name}.{kind}", number, like.shape, fields=fields)
+
+
+def _as_reshape(op: Operator) -> Operator:
+    """A SUM over axes of one number each, which the mean of a single pixel is converted to."""
+    if op.kernel.name != "SUM" or op.inputs[0] is None:
+        return op
+    shape = op.outputs[0].shape
+    free = op.outputs[0].fields.shapeSignature
+    if np.prod(shape) != np.prod(op.inputs[0].shape) or (free is not None and min(free) < 0):
+        return op
+    target = constant(f"{op.outputs[0].name}.shape", np.array(shape, np.int32))
+    options = schema().ReshapeOptionsT()
+    return operator("RESHAPE", [op.inputs[0], target], op.outputs, options=options)
 
 
 def _mark_number(op: Operator, kind: str) -> int | None:

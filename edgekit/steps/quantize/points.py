@@ -52,8 +52,8 @@ _PRODUCTS = (
     _aten.conv2d.default,
     _aten.conv2d.padding,
 )
-RELU6 = (_aten.hardtanh.default, _aten.hardtanh_.default)
-_RELUS = (_aten.relu.default, _aten.relu_.default, *RELU6)
+_RELU6 = (_aten.hardtanh.default, _aten.hardtanh_.default)
+_RELUS = (_aten.relu.default, _aten.relu_.default, *_RELU6)
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor)
 _PAIRS = (_aten.matmul.default, _aten.bmm.default, *_SUMS)
 _ISLANDS = (_aten.layer_norm.default, _aten.group_norm.default)
@@ -212,8 +212,10 @@ class _Placing:
             user = _only_user(node)
             for_norm = user is not None and user.target in _ISLANDS
             return not for_norm and node.kwargs.get("alpha", 1) == 1
-        if node.target in RELU6:
+        if node.target in _RELU6:
             return tuple(node.args[1:]) == (0.0, 6.0)
+        if node.target is _aten.adaptive_avg_pool2d.default:
+            return all(size == 1 for size in node.args[1])
         return True
 
     def _is_operand(self, operand: Any) -> bool:
@@ -250,7 +252,7 @@ class _Placing:
             return
         fixed = _FIXED.get(node.target)
         made = self._point(last, self.names[node], _FIXED_16 if fixed and self.bits == 16 else fixed)
-        if node.target in RELU6:
+        if node.target in _RELU6:
             self.nodes[made].most = 6.0
 
     def _quantized(self, operand: Any) -> Any:

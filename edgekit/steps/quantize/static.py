@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
-from edgekit.steps.quantize.fake import Point, Table, Weight
+from edgekit.steps.quantize.fake import Table, Weight
 from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
-from edgekit.steps.quantize.points import RELU6, Traced, tensor_of, trace
+from edgekit.steps.quantize.points import Traced, tensor_of, trace
 
 if TYPE_CHECKING:
     from edgekit.step import Context
@@ -144,11 +144,11 @@ def short_name(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def marked(model: Model, scheme: Scheme, *, decomposed_norm: bool = False) -> Traced:
-    """The traced forward with a mark at each point, for an exporter.
+def marked(model: Model, scheme: Scheme, format: Literal["onnx", "tflite"]) -> Traced:
+    """The traced forward with a mark at each point, for the exporter of a format.
 
-    decomposed_norm: layer norms as elementary operations (for LiteRT). Raises ExportError when
-    the model has no ranges for this scheme: nothing was calibrated or trained.
+    For TFLite layer norms are elementary operations. Raises ExportError when the model has no
+    ranges for this scheme: nothing was calibrated or trained.
     """
     if model.quantized is None or model.quantized.scheme != scheme:
         raise ExportError(
@@ -156,30 +156,13 @@ def marked(model: Model, scheme: Scheme, *, decomposed_norm: bool = False) -> Tr
             f"calibrate:scheme={scheme}"
         )
     found = traced(model)
-    found.set_mode("mark")
-    if not decomposed_norm:
-        _free_marks(found)
-    if decomposed_norm:
+    found.set_mode("mark-onnx" if format == "onnx" else "mark-tflite")
+    if format == "tflite":
         for node in found.module.graph.nodes:
             if node.target is torch.ops.aten.layer_norm.default:
                 node.target = _norm_by_hand
         found.module.recompile()
     return found
-
-
-def _free_marks(found: Traced) -> None:
-    """torch's ONNX optimizer joins a ReLU6 and the mark behind it, and drops the mark.
-
-    It joins a ReLU with it as well, but leaves the mark's end: so a mark says which it is.
-    """
-    for node in found.module.graph.nodes:
-        if node.op == "call_module" and node.args[0].target in RELU6:
-            point = found.module.get_submodule(node.target)
-            if isinstance(point, Point):
-                point.behind_relu6 = True
-                relu = node.args[0]
-                relu.target, relu.args = torch.ops.aten.relu.default, relu.args[:1]
-    found.module.recompile()
 
 
 def grids(found: Traced) -> list[Grid]:
