@@ -54,6 +54,7 @@ def plan(work: Workbench, targets: Sequence[Target]) -> Plan:
         "targets": [_outcome_fields(target) for target in targets],
         "formats": list(settings.formats),
         "scheme": settings.scheme,
+        "random": settings.allow_random_calibration,
         "size": settings.budget.size,
         "lengths": list(settings.lengths),
         "steps": [_step_fields(spec) for spec in settings.steps],

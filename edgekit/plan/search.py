@@ -116,10 +116,13 @@ def _calibration(
     assert not isinstance(work.outline, FileModel)
     if found or work.outline.quantized is not None:
         return ()
+    random = work.settings.allow_random_calibration and work.data.train is None
     notes.append(
-        "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
+        "WARNING: ranges are calibrated on random rows; what the files' answers are worth is unknown"
+        if random
+        else "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
     )
-    return (make_step("calibrate", {"scheme": static[0]}),)
+    return (make_step("calibrate", {"scheme": static[0], "random": random}),)
 
 
 def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> None:

@@ -11,6 +11,8 @@ Rules:
    TensorRT).
 3. The grid of scores and the fixed grids are the points' own (rules 5 and 6 there).
 4. Weights are put on their grids.
+5. ``random`` rows are random tokens, pixels or numbers (``random_rows`` in ``workbench``): the
+   ranges are those of nothing real, and what the file's answers are worth is unknown.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ Scheme = Literal["int8-static", "int16x8"]
 
 _BINS = 2048
 _BATCH = 8
+_RANDOM = 64  # more noise says no more
 # What a row of scores holds below its largest: exp(-10) is 5e-5 (rule 6 of ``points``).
 _SCORES = 10.0
 
@@ -47,17 +50,28 @@ class Calibrate:
 
     method: how a range follows from what was seen. rows: how many training rows are looked at.
     percentile: of the values that stay inside, for that method. scheme: what the ranges are for.
+    random: look at random rows instead, for want of others.
     """
 
     method: Method = "min-max"
     rows: int = 512
     percentile: float = 0.9999
     scheme: Scheme = "int8-static"
+    random: bool = False
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.quantize.static import require_rows
+        from edgekit.steps.quantize.static import require_floats, require_rows
 
-        require_rows("calibrate", model, context)
+        if self.random:
+            require_floats("calibrate", model)
+        elif context.rows is None:
+            require_floats("calibrate", model)
+            raise RecipeError(
+                "calibrate: needs training rows to see its activations; give --data (or "
+                "--allow-random-calibration, for a file whose accuracy nobody knows)"
+            )
+        else:
+            require_rows("calibrate", model, context)
         if self.rows < 32:
             raise RecipeError(f"calibrate: rows must be at least 32, is {self.rows}")
         if not 0.5 < self.percentile <= 1:
@@ -74,15 +88,27 @@ class Calibrate:
 
         made = replace(model, module=copy.deepcopy(model.module))
         found = traced(made, self.scheme)
-        encoded = draw(model, context, self.rows)
+        encoded = self._rows(model, context)
         found.set_ranges(observed_ranges(made, found, encoded, self.method, self.percentile))
         snap(found)
         note = f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"
+        if self.random:
+            note = (
+                f"WARNING: calibrated for {self.scheme} on {len(encoded)} random rows; what its "
+                "answers are worth is unknown"
+            )
         return replace(
             made,
             quantized=Quantized(self.scheme, found.ranges()),
             lineage=(*model.lineage, note),
         )
+
+    def _rows(self, model: Model, context: Context) -> Encoded:
+        from edgekit.workbench import encode, random_rows
+
+        if self.random:
+            return encode(model, random_rows(model, min(self.rows, _RANDOM), context.seed))
+        return draw(model, context, self.rows)
 
     def ensures(self, before: Model, after: Model) -> None:
         if after.quantized is None:

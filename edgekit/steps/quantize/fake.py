@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.errors import ModelError
 from edgekit.steps.quantize.grid import LARGEST, Grid, activation_grid, largest
 
 Mode = Literal["off", "watch", "fake", "mark-onnx", "mark-tflite"]
@@ -83,9 +84,18 @@ class Point(nn.Module):
         elif self.mode == "mark-onnx":
             return F.leaky_relu(values, float(MARK + self.number))
         elif self.mode == "fake":
-            rounded: Tensor = _round(values, *self._ends(), self.grid)
-            return rounded
+            return self._rounded(values)
         return values
+
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        try:
+            grid = self.grid
+        except ModelError:
+            # Training has lost the range; a loss that is no number ends it.
+            return values * float("nan")
+        rounded: Tensor = _round(values, *self._ends(), grid)
+        return rounded
 
 
 class Weight(nn.Module):

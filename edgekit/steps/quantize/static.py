@@ -45,13 +45,18 @@ def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     return found
 
 
-def require_rows(name: str, model: Model, context: Context) -> None:
-    """What any step needs that looks at activations. Raises RecipeError."""
+def require_floats(name: str, model: Model) -> None:
+    """Raise RecipeError for a model that is on a grid already."""
     if model.quantized is not None:
         raise RecipeError(
             f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
             "the checkpoint that it was made of"
         )
+
+
+def require_rows(name: str, model: Model, context: Context) -> None:
+    """What any step needs that looks at activations. Raises RecipeError."""
+    require_floats(name, model)
     if context.rows is None:
         raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
     if len(context.rows) < _ENOUGH:
@@ -70,7 +75,8 @@ def require_rows(name: str, model: Model, context: Context) -> None:
 def pieces(model: Model, encoded: Encoded, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """The rows as inputs for a traced forward, ``size`` at a time, short texts first.
 
-    Every batch of texts is one token longer than its longest, so that all see padding.
+    Every batch of texts is one token longer than its longest, so that all see padding; but none is
+    longer than the model reads.
     """
     order = np.arange(len(encoded))
     if encoded.lengths is not None:
@@ -85,6 +91,8 @@ def as_inputs(
     """These rows as a traced forward takes them."""
     made = []
     longest = 0 if encoded.lengths is None else int(encoded.lengths[rows].max()) + padding
+    if isinstance(model.preprocessor, TextPreprocessor):
+        longest = min(longest, model.preprocessor.max_length)
     for name in model.inputs:
         array = encoded.arrays[name][rows]
         if encoded.lengths is not None:
