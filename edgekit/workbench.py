@@ -227,7 +227,9 @@ def random_rows(model: "Model | FileModel", count: int, seed: int) -> Rows:
         return Rows(texts=texts, pairs=pairs)
     if isinstance(model.preprocessor, ImagePreprocessor):
         p = model.preprocessor
-        return Rows(images=chance.integers(0, 256, (count, p.height, p.width, p.channels), np.uint8))
+        return Rows(
+            images=chance.integers(0, 256, (count, p.height, p.width, p.channels), np.uint8)
+        )
     assert model.example is not None
     examples = {name: np.asarray(value) for name, value in model.example.items()}
     return Rows(arrays={name: _like(value, count, chance) for name, value in examples.items()})

@@ -47,9 +47,7 @@ def static_case(
     return Static(made, model, found, fake_outputs(model, made.rows))
 
 
-def calibrated(
-    model: Model, rows: Any, scheme: Scheme = "int8-static"
-) -> tuple[Model, Traced]:
+def calibrated(model: Model, rows: Any, scheme: Scheme = "int8-static") -> tuple[Model, Traced]:
     model = replace(model, module=copy.deepcopy(model.module))
     found = traced(model, scheme)
     found.set_ranges(observed_ranges(model, found, rows, "min-max"))

@@ -5,8 +5,8 @@ Rules:
 1. Each weight's integers and scales come from the model and the grid; the file's are read back
    from its bytes. Both must be equal: the integers bit for bit, the scales to float32 rounding.
 2. A weight is found by its name, or where a converter renamed it by its content, in any layout
-   that a format has for it. A converter may fold a constant factor into a weight; then its scales are the
-   expected ones times one number.
+   that a format has for it. A converter may fold a constant factor into a weight; then its scales
+   are the expected ones times one number.
 3. For static schemes every product's weight of the traced model must be there, and each table,
    or its first rows where the file has no use for more; a table that a converter merged into
    something else is named in the record. For other schemes those weights that the file calls by

@@ -117,11 +117,10 @@ def _calibration(
     if found or work.outline.quantized is not None:
         return ()
     random = work.settings.allow_random_calibration and work.data.train is None
-    notes.append(
-        "WARNING: ranges are calibrated on random rows; what the files' answers are worth is unknown"
-        if random
-        else "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
-    )
+    note = "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
+    if random:
+        note = "WARNING: ranges are calibrated on random rows; how good the files are is unknown"
+    notes.append(note)
     return (make_step("calibrate", {"scheme": static[0], "random": random}),)
 
 

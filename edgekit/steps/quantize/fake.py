@@ -87,7 +87,6 @@ class Point(nn.Module):
             return self._rounded(values)
         return values
 
-
     def _rounded(self, values: Tensor) -> Tensor:
         try:
             grid = self.grid

@@ -251,7 +251,9 @@ class _Placing:
         if user is not None and user.target in _RELUS and self._is_integer(user):
             return
         fixed = _FIXED.get(node.target)
-        made = self._point(last, self.names[node], _FIXED_16 if fixed and self.bits == 16 else fixed)
+        made = self._point(
+            last, self.names[node], _FIXED_16 if fixed and self.bits == 16 else fixed
+        )
         if node.target in _RELU6:
             self.nodes[made].most = 6.0
 
