@@ -1,4 +1,4 @@
-"""Tiny models calibrated for a static scheme, and their files read by code that did not write them."""
+"""Tiny models calibrated for a static scheme; their files read by code that did not write them."""
 
 import copy
 import functools

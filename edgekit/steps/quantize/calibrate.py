@@ -12,7 +12,7 @@ Rules:
 3. The grid of scores and the fixed grids are the points' own (rules 5 and 6 there).
 4. Weights are put on their grids.
 5. ``random`` rows are random tokens, pixels or numbers (``random_rows`` in ``workbench``): the
-   ranges are those of nothing real, and what the file's answers are worth is unknown.
+   ranges are those of nothing real, and how good the file is nobody knows.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Calibrate:
         note = f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"
         if self.random:
             note = (
-                f"WARNING: calibrated for {self.scheme} on {len(encoded)} random rows; what its "
-                "answers are worth is unknown"
+                f"WARNING: calibrated for {self.scheme} on {len(encoded)} random rows; how good it "
+                "is nobody knows"
             )
         return replace(
             made,
