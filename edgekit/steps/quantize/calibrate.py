@@ -94,8 +94,8 @@ class Calibrate:
         note = f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"
         if self.random:
             note = (
-                f"WARNING: calibrated for {self.scheme} on {len(encoded)} random rows; how good it "
-                "is nobody knows"
+                f"WARNING: calibrated for {self.scheme} on {len(encoded)} random rows; nobody "
+                "knows how good it is"
             )
         return replace(
             made,
