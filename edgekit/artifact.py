@@ -11,18 +11,27 @@ Format = Literal["onnx", "tflite", "torchscript"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "tflite": ".tflite", "torchscript": ".pt"}
 
-Scheme = Literal["fp32", "fp16", "int8-dynamic", "int8-weights", "int4-weights", "int8-static"]
+Scheme = Literal[
+    "fp32", "fp16", "int8-dynamic", "int8-weights", "int4-weights", "int8-static", "int16x8"
+]
 SCHEMES: tuple[Scheme, ...] = typing.get_args(Scheme)
 # Those without integers, which are all that GPU delegates take.
 FLOAT_SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16")
 # Those whose activations are integers too, of ranges that a step found.
-STATIC: tuple[Scheme, ...] = ("int8-static",)
+STATIC: tuple[Scheme, ...] = ("int8-static", "int16x8")
 # Why a format cannot hold a scheme. What is not named here, it can.
 _CANNOT_HOLD: dict[tuple[Format, Scheme], str] = {
     ("torchscript", "int8-weights"): "libtorch would widen the weights again in every run",
     ("torchscript", "int4-weights"): "libtorch has no portable product with weights of 4 bits",
     ("torchscript", "int8-static"): "libtorch's static kernels are leaving it with torch.ao",
+    ("onnx", "int16x8"): "ONNX Runtime has no product of 16-bit activations and 8-bit weights",
+    ("torchscript", "int16x8"): "libtorch has no product of 16-bit integers",
 }
+
+
+def activation_bits(scheme: Scheme) -> int:
+    """Bits of an activation in a static scheme."""
+    return 16 if scheme == "int16x8" else 8
 
 
 def schemes_of(format: Format) -> tuple[Scheme, ...]:

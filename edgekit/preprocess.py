@@ -85,6 +85,13 @@ class TextPreprocessor:
             )
         return self._arrays(tokenizer.encode_batch(list(texts)), None)
 
+    def random_texts(self, count: int, chance: np.random.Generator) -> list[str]:
+        """Texts of 1 to 64 random tokens."""
+        tokenizer = _tokenizer(self.tokenizer_json, self.max_length)
+        size = tokenizer.get_vocab_size()
+        lengths = chance.integers(1, 65, count)
+        return [tokenizer.decode(chance.integers(0, size, n).tolist()) for n in lengths]
+
     def _arrays(self, encodings: "Sequence[Encoding]", starts: tuple[Array, ...] | None) -> Encoded:
         lengths = np.array([len(encoding) for encoding in encodings], np.int32)
         shape = (len(encodings), int(lengths.max(initial=0)))

@@ -105,7 +105,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise ModelError unless the header is sound and fits the bytes behind it, to the byte."""
+    """Raise ModelError unless the header is sound and fits the bytes behind it, to the byte.
+
+    Also when a matrix is of 8-bit integers: those of others, on scales that we do not know.
+    """
     if not path.is_file():
         raise ModelError(f"{path} is missing; download the checkpoint again")
     size = path.stat().st_size
@@ -121,6 +124,12 @@ def check_safetensors(path: Path) -> None:
             spans = sorted(_span(name, tensor) for name, tensor in tensors.items())
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _damaged(path, f"its header is garbled ({error})") from None
+    for name, tensor in tensors.items():
+        if tensor["dtype"] in ("I8", "U8") and len(tensor["shape"]) > 1:
+            raise ModelError(
+                f"{path} is quantized already: see {name}; give the float checkpoint that it was "
+                "made of"
+            )
     end = 0
     for start, stop, name in spans:
         if start != end:
@@ -251,6 +260,13 @@ def _checkpoint_digest(folder: Path) -> str:
     if "model_type" not in fields:
         raise ModelError(f"{config} has no model_type; give a folder that save_pretrained wrote")
     check_family(fields["model_type"], str(config))
+    quantized = fields.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
+        raise ModelError(
+            f"{folder} is quantized already{f' ({method})' if method else ''}; give the float "
+            "checkpoint that it was made of"
+        )
     weights = weight_files(folder)
     for path in weights:
         check_safetensors(path)

@@ -54,6 +54,7 @@ def plan(work: Workbench, targets: Sequence[Target]) -> Plan:
         "targets": [_outcome_fields(target) for target in targets],
         "formats": list(settings.formats),
         "scheme": settings.scheme,
+        "random": settings.allow_random_calibration,
         "size": settings.budget.size,
         "lengths": list(settings.lengths),
         "steps": [_step_fields(spec) for spec in settings.steps],
@@ -226,6 +227,7 @@ def export(
         "lengths": list(lengths),
         "any_length": any_length,
         "bits": target.weight_bits,
+        "integer_ends": target.integer_ends,
     }
 
     def produce(folder: Path) -> None:
@@ -241,6 +243,7 @@ def export(
             any_length,
             beside,
             target.weight_bits,
+            target.integer_ends,
         )
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 

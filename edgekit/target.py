@@ -41,7 +41,7 @@ class Target:
     """One ``target.toml``. ``formats`` are built by default, ``on_request`` with ``--format``.
 
     scheme: the one that is built by default, of the ``schemes`` that the target takes.
-    no_others: why it takes no others.
+    no_others: why it takes no others. integer_ends: inputs and outputs are integers, too.
     """
 
     description: str
@@ -54,6 +54,7 @@ class Target:
     on_request: tuple[Format, ...] = ()
     schemes: tuple[Scheme, ...] = SCHEMES
     no_others: str = ""
+    integer_ends: bool = False
     name: str = ""
     folder: Path = Path()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -100,6 +101,13 @@ def load_target(name: str) -> Target:
         raise TargetError(f"{folder / _FILE}: formats: name at least one format")
     if target.threads < 1:
         raise TargetError(f"{folder / _FILE}: threads: must be at least 1, is {target.threads}")
+    if target.integer_ends and (
+        (*target.formats, *target.on_request) != ("tflite",) or set(target.schemes) - set(STATIC)
+    ):
+        raise TargetError(
+            f"{folder / _FILE}: integer_ends: is for TFLite and for the schemes {one_of(STATIC)}; "
+            "name no other formats and schemes"
+        )
     target = dataclasses.replace(target, name=folder.resolve().name, folder=folder.resolve())
     refused = scheme_refusal(target, target.formats, target.scheme)
     if refused is not None:

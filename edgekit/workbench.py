@@ -216,6 +216,33 @@ def probe_rows(model: "Model | FileModel") -> Rows:
     return Rows(arrays={name: np.asarray(value) for name, value in model.example.items()})
 
 
+def random_rows(model: "Model | FileModel", count: int, seed: int) -> Rows:
+    """Rows of nothing real: random tokens, pixels, or numbers spread as the module's example."""
+    chance = np.random.default_rng(seed)
+    if isinstance(model.preprocessor, TextPreprocessor):
+        texts = tuple(model.preprocessor.random_texts(count, chance))
+        if model.task == "token-classification":
+            return Rows(words=tuple(tuple(text.split()) or ("a",) for text in texts))
+        pairs = texts[::-1] if "token_type_ids" in model.preprocessor.inputs else None
+        return Rows(texts=texts, pairs=pairs)
+    if isinstance(model.preprocessor, ImagePreprocessor):
+        p = model.preprocessor
+        return Rows(
+            images=chance.integers(0, 256, (count, p.height, p.width, p.channels), np.uint8)
+        )
+    assert model.example is not None
+    examples = {name: np.asarray(value) for name, value in model.example.items()}
+    return Rows(arrays={name: _like(value, count, chance) for name, value in examples.items()})
+
+
+def _like(example: npt.NDArray[Any], count: int, chance: np.random.Generator) -> npt.NDArray[Any]:
+    """Random rows with the mean and spread of an example; integers are drawn from it."""
+    shape = (count, *example.shape[1:])
+    if example.dtype.kind != "f":
+        return chance.choice(example.reshape(-1), shape)
+    return chance.normal(example.mean(), example.std() or 1.0, shape).astype(example.dtype)
+
+
 def _pictures(preprocessor: ImagePreprocessor, count: int = 8) -> np.ndarray[Any, Any]:
     """Waves of different direction and colour, uint8 [count, H, W, C]."""
     height, width = preprocessor.height, preprocessor.width

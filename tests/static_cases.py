@@ -1,4 +1,4 @@
-"""Tiny models calibrated for static int8, and their files read by code that did not write them."""
+"""Tiny models calibrated for a static scheme; their files read by code that did not write them."""
 
 import copy
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.artifact import Scheme
 from edgekit.model import Model, Quantized
 from edgekit.steps.quantize.calibrate import observed_ranges
 from edgekit.steps.quantize.points import Traced
@@ -38,18 +39,20 @@ class Static:
 
 
 @functools.cache
-def static_case(family: str, task: str = "text-classification") -> Static:
+def static_case(
+    family: str, task: str = "text-classification", scheme: Scheme = "int8-static"
+) -> Static:
     made = case(family, task)
-    model, found = calibrated(made.model, made.rows)
+    model, found = calibrated(made.model, made.rows, scheme)
     return Static(made, model, found, fake_outputs(model, made.rows))
 
 
-def calibrated(model: Model, rows: Any) -> tuple[Model, Traced]:
+def calibrated(model: Model, rows: Any, scheme: Scheme = "int8-static") -> tuple[Model, Traced]:
     model = replace(model, module=copy.deepcopy(model.module))
-    found = traced(model)
+    found = traced(model, scheme)
     found.set_ranges(observed_ranges(model, found, rows, "min-max"))
     snap(found)
-    model = replace(model, quantized=Quantized("int8-static", found.ranges()))
+    model = replace(model, quantized=Quantized(scheme, found.ranges()))
     return model, traced(model)
 
 

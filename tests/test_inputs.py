@@ -98,6 +98,29 @@ def _own_scores(checkpoint: Path, pairs: list[tuple[str, str]]) -> Any:
         ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int8-static", "int16x8"])
+def test_a_picture_model_takes_and_gives_integers(tmp_path: Path, scheme: str) -> None:
+    """Fed real numbers by us, at every place where a file is run."""
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **TASKS["resnet"])
+    edgekit.build(
+        checkpoint,
+        target="integer-only",
+        scheme=scheme,
+        allow_random_calibration=True,
+        output=tmp_path / "dist",
+    )
+    bundle = tmp_path / "dist" / "integer-only"
+    (model,) = _check(bundle, "model.tflite")["models"]
+    dtype = "int8" if scheme == "int8-static" else "int16"
+    assert [t["dtype"] for t in (*model["inputs"], *model["outputs"])] == [dtype, dtype]
+    assert model["proof"]["float_islands"] == []
+    assert model["proof"]["parity"]["alone"]["max"] <= 8.5 * model["proof"]["output_step"]
+    assert model["proof"]["integers"]["tensors"] == 10
+    assert edgekit.bench(bundle, seconds=0.2).measurements[0].latency is not None
+    assert f"Feed `pixel_values` {dtype} [1, 3, 32, 32]" in (bundle / "README.md").read_text()
+
+
 MODULE = """
 import torch
 

@@ -22,7 +22,7 @@ oldest = "1.17.0"
 
 
 def test_every_shipped_target_loads_and_has_the_readme_of_its_bundle() -> None:
-    assert len(target_names()) == 8
+    assert len(target_names()) == 9
     for name in target_names():
         target = load_target(name)
         assert target.name == name
@@ -60,6 +60,14 @@ def test_a_format_that_cannot_hold_the_scheme_is_refused() -> None:
 def test_a_target_without_a_list_takes_every_scheme(tmp_path: Path) -> None:
     (tmp_path / "target.toml").write_text(_GOOD)
     assert load_target(str(tmp_path)).schemes == SCHEMES
+
+
+def test_integer_ends_are_for_static_tflite(tmp_path: Path) -> None:
+    assert load_target("integer-only").integer_ends
+    text = _GOOD.replace("threads = 1", "threads = 1\ninteger_ends = true")
+    (tmp_path / "target.toml").write_text(text)
+    with pytest.raises(TargetError, match="integer_ends: is for TFLite and for the schemes"):
+        load_target(str(tmp_path))
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

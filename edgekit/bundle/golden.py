@@ -39,9 +39,8 @@ def golden_inputs(content: Mapping[str, Any], artifact: Artifact) -> Encoded:
     rows = [row["inputs"] for row in content["rows"]]
     text = "attention_mask" in names
     if not text:
-        return Encoded(
-            {n: np.asarray([row[n] for row in rows], dtype=np.float32) for n in names}, None
-        )
+        arrays = {name: np.asarray([row[name] for row in rows]) for name in names}
+        return Encoded({name: _narrow(array) for name, array in arrays.items()}, None)
     lengths = np.asarray([len(row[names[0]]) for row in rows], dtype=np.int32)
     arrays = {}
     for name in names:
@@ -50,3 +49,8 @@ def golden_inputs(content: Mapping[str, Any], artifact: Artifact) -> Encoded:
             array[index, : lengths[index]] = row[name]
         arrays[name] = array
     return Encoded(arrays, lengths)
+
+
+def _narrow(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Floats as float32; integers stay, for they are what an integer input takes."""
+    return array.astype(np.float32) if array.dtype.kind == "f" else array

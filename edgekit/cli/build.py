@@ -60,7 +60,11 @@ def run(
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     allow_random_calibration: Annotated[
-        bool, typer.Option("--allow-random-calibration", help="Calibrate on noise without data.")
+        bool,
+        typer.Option(
+            "--allow-random-calibration",
+            help="Without --data, calibrate a static scheme on random rows: accuracy unknown.",
+        ),
     ] = False,
     project: options.Project = None,
     json: options.Json = False,

@@ -761,16 +761,16 @@ def load_tflite(job: Fields, memory: Fields) -> tuple[Call, str]:
         first = shapes[job["signature_inputs"][0]]
         width = int(first[1]) if job["lengths"] else None
         runners[width] = runner
-    output = next(iter(next(iter(runners.values())).get_output_details()))
+    some = next(iter(runners.values()))
+    inputs = some.get_input_details()
+    output, ending = next(iter(some.get_output_details().items()))
     memory["load_seconds"] = time.perf_counter() - started
     memory["loaded"] = resident()
 
-    kinds = {n: d["dtype"] for n, d in next(iter(runners.values())).get_input_details().items()}
-
     def call(feed: Feed) -> Any:
         width = next(iter(feed.values())).shape[1] if job["lengths"] else None
-        ready = {n: a.astype(kinds[n], copy=False) for n, a in feed.items()}
-        return runners[width](**ready)[output]
+        ready = {name: quantized(array, inputs[name]) for name, array in feed.items()}
+        return dequantized(runners[width](**ready)[output], ending)
 
     return call, version
 
@@ -886,10 +886,11 @@ def quantized(array: Array, detail: Fields) -> Array:
     if array.dtype == np.float32 and scale and np.issubdtype(detail["dtype"], np.integer):
         limits = np.iinfo(detail["dtype"])
         array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max)
-    return array.astype(detail["dtype"])
+    return array.astype(detail["dtype"], copy=False)
 
 
 def dequantized(array: Array, detail: Fields) -> Array:
+    """The numbers that an output's integers stand for; floats as they are."""
     scale, zero = detail["quantization"]
     return (array.astype(np.float32) - zero) * scale if scale else array
 

@@ -23,14 +23,15 @@ def export_artifact(
     any_length: bool = False,
     beside: Path | None = None,
     bits: int = 8,
+    integer_ends: bool = False,
 ) -> Artifact:
     """Write the model into ``folder`` in one format.
 
     lengths: the buckets of TFLite. any_length: one TFLite signature for any length instead,
     where the graph allows it. beside: a folder that takes the same graphs in float32 as well,
     where the format's writer has them at hand (ONNX and TFLite of a checkpoint). bits: of ONNX's
-    int8 weights, 7 for CPUs that saturate (``Target.weight_bits``). Raises
-    ExportError when the format cannot hold the model,
+    int8 weights, 7 for CPUs that saturate (``Target.weight_bits``). integer_ends: a static TFLite
+    file takes and gives integers. Raises ExportError when the format cannot hold the model,
     ModelError for an exported file that cannot be brought to the scheme.
     """
     if isinstance(model, FileModel):
@@ -49,6 +50,7 @@ def export_artifact(
             lengths=lengths,
             any_length=any_length,
             beside=beside,
+            integer_ends=integer_ends,
         )
     from edgekit.export.torchscript import export_torchscript
 

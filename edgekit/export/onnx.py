@@ -63,7 +63,7 @@ def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
     from edgekit.export.onnx_static import quantize_static, without_marks
     from edgekit.steps.quantize.static import grids, marked, tables
 
-    found = marked(model)
+    found = marked(model, "int8-static", "onnx")
     proto = _trace(model, found.module)
     _tidy(proto)
     _name_weights(proto.graph, found.module)

@@ -1,6 +1,6 @@
 """Static int8 in ONNX: integers in the file, and integers between its operators.
 
-Takes a graph that holds marks (see ``steps/quantize/points``): a Clip to plus and minus 2^20 and
+Takes a graph that holds marks (see ``steps/quantize/fake``): a LeakyRelu with a slope of 2^20 and
 a number stands behind each value that is an integer. Rules:
 
 1. Values are uint8: the integers of the grid plus 128. An operator with an integer kernel
@@ -12,7 +12,8 @@ a number stands behind each value that is an integer. Rules:
    in int32): int8 weight, a scale for each output channel. More than two dimensions are reshaped
    before and after. A positive number that scales the product goes into the scales. What a ReLU
    or ReLU6 cuts off is beyond the grid behind it, so that the QuantizeLinear cuts it off.
-5. Conv: int8 filter, a scale for each output channel; bias int32.
+5. Conv: int8 filter, a scale for each output channel; bias int32. The mean of a whole picture is
+   a GlobalAveragePool: ReduceMean has no integer kernel.
 6. Tables are int8 on one scale, and rows leave them as integers.
 7. 7 bits a weight (``reduced``) for instruction sets that add two products in 16 bits and
    saturate: AVX2 and AVX-512 without VNNI.
@@ -31,7 +32,7 @@ import numpy as np
 from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ExportError
 from edgekit.export.static_tables import Tables, channel_scales, table_integers
-from edgekit.steps.quantize.fake import MARK, MARK_RELU6
+from edgekit.steps.quantize.fake import MARK
 from edgekit.steps.quantize.grid import Float32, Grid, Int8, quantize_int8
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Rewriting:
                 self.constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
                 self.done.add(id(node))
         for node in self.graph.node:
-            number = self._mark_number(node)
+            number = _mark_number(node)
             if number is not None:
                 self.marks[node.input[0]] = number, node.output[0]
                 self.done.add(id(node))
@@ -144,18 +145,10 @@ class _Rewriting:
             moves = node.op_type in _MOVING and self._moves_integers(node)
             if moves:
                 self._move(node)
-            elif not (self._product(node) or self._integer(node)):
+            elif not (self._product(node) or self._pool(node) or self._integer(node)):
                 self._float(node)
         for value in self.graph.output:
             self._wide(value.name)
-
-    def _mark_number(self, node: onnx.NodeProto) -> int | None:
-        if node.op_type != "Clip" or len(node.input) != 3:
-            return None
-        limit = self.constants.get(node.input[2])
-        if limit is None or limit.size != 1 or not MARK <= float(limit.reshape(-1)[0]) < 2 * MARK:
-            return None
-        return (int(limit.reshape(-1)[0]) - MARK) % MARK_RELU6
 
     def _moves_integers(self, node: onnx.NodeProto) -> bool:
         source = node.input[0]
@@ -278,6 +271,27 @@ class _Rewriting:
             return True
         self._quantize(result, mark, shaped_like=(node.input[0], channels))
         self.leading[self.marks[mark][1]] = self.leading[node.input[0]]
+        return True
+
+    def _pool(self, node: onnx.NodeProto) -> bool:
+        """Rule 5 for the mean of a picture."""
+        if node.op_type != "ReduceMean" or node.input[0] not in self.integers:
+            return False
+        axes = self.constants.get(node.input[1]) if len(node.input) > 1 else None
+        if axes is None or sorted(axes.reshape(-1).tolist()) not in ([-2, -1], [2, 3]):
+            return False
+        tail = self._tail(node, product=False)
+        if tail is None:
+            return False
+        self.done |= tail.passed
+        result = f"{node.output[0]}.wide"
+        self._add("GlobalAveragePool", [self._floats(node.input[0])], [result])
+        self._quantize(self._cut_off(result, tail), tail.mark)
+        if not _attributes(node).get("keepdims", 1):
+            marked = self.marks[tail.mark][1]
+            integers, grid, kind = self.integers[marked]
+            self._add("Flatten", [integers], [f"{integers}.flat"], axis=1)
+            self.integers[marked] = f"{integers}.flat", grid, kind
         return True
 
     def _weight(self, name: str, turned: bool, factor: float) -> tuple[str, Float32]:
@@ -467,6 +481,14 @@ class _Rewriting:
         self.nodes.append(onnx.helper.make_node(kind, inputs, outputs, name, **options))
 
 
+def _mark_number(node: onnx.NodeProto) -> int | None:
+    """The number of the point that a node marks."""
+    if node.op_type != "LeakyRelu":
+        return None
+    slope = float(_attributes(node).get("alpha", 0.01))
+    return int(slope) - MARK if slope >= MARK else None
+
+
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     import onnx
 
@@ -497,35 +519,18 @@ def _used_names(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> Iterator
 
 
 def without_marks(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the same model in float32, its marks taken out.
-
-    torch's optimizer joins a ReLU with the mark behind it: such a mark becomes the ReLU again.
-    """
+    """A copy of the same model in float32, its marks taken out."""
     import onnx
 
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     graph = plain.graph
-    constants = {
-        tensor.name: float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) == 4
-    }
-    marks = [n for n in graph.node if n.op_type == "Clip" and n.input[-1] in constants]
-    marks = [n for n in marks if MARK <= constants[n.input[-1]] < 2 * MARK]
     behind: dict[str, str] = {}
     ends = {value.name for value in graph.output}
-    for node in marks:
-        if constants.get(node.input[1]) != 0:
+    for node in list(graph.node):
+        if _mark_number(node) is not None:
             behind[node.output[0]] = node.input[0]
             graph.node.remove(node)
-        elif constants[node.input[-1]] >= MARK + MARK_RELU6:
-            six = onnx.numpy_helper.from_array(np.array(6, np.float32), f"{node.output[0]}.six")
-            graph.initializer.append(six)
-            node.input[2] = six.name
-        else:
-            node.op_type = "Relu"
-            del node.input[1:]
     for node in graph.node:
         node.input[:] = [behind.get(name, name) for name in node.input]
         # What an output stood behind takes the output's name.

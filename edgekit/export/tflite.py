@@ -64,6 +64,7 @@ def export_tflite(
     lengths: Sequence[int] = (),
     any_length: bool = False,
     beside: Path | None = None,
+    integer_ends: bool = False,
 ) -> Artifact:
     """Write ``out/model.tflite``.
 
@@ -71,10 +72,11 @@ def export_tflite(
     any_length: one signature for any length instead, where the graph allows it; the artifact's
         ``lengths`` are empty then. Not for GPU delegates.
     beside: a folder that takes the same graphs in float32 as well.
+    integer_ends: of a static scheme, inputs and outputs are integers on the grids that they name.
     Inputs: ids int32 [1, length], pictures float32 [1, C, H, W]. Raises ExportError when
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
-    static = _marked(model) if scheme in STATIC else None
+    static = _marked(model, scheme) if scheme in STATIC else None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length, static)
         names = (*model.inputs, output_name(model))
@@ -92,7 +94,7 @@ def export_tflite(
         if beside is not None:
             _write(program if static is None else _plain(program), beside, "fp32", fixed)
         if static is not None:
-            _make_integer(program, static, model)
+            _make_integer(program, static, model, integer_ends)
         return _write(program, out, scheme, fixed)
 
 
@@ -102,17 +104,17 @@ def _plain(program: Program) -> Program:
     return without_marks(program)
 
 
-def _marked(model: Model) -> Traced:
+def _marked(model: Model, scheme: Scheme) -> Traced:
     from edgekit.steps.quantize.static import marked
 
-    return marked(model, decomposed_norm=True)
+    return marked(model, scheme, "tflite")
 
 
-def _make_integer(program: Program, static: Traced, model: Model) -> None:
+def _make_integer(program: Program, static: Traced, model: Model, integer_ends: bool) -> None:
     from edgekit.export.tflite_static import quantize_static
     from edgekit.steps.quantize.static import grids, tables
 
-    quantize_static(program, grids(static), tables(static))
+    quantize_static(program, grids(static), tables(static), integer_ends=integer_ends)
     if model.quantized is not None and model.quantized.float_layers:
         from edgekit.export.tflite_weights import quantize_weights
 

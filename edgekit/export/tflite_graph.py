@@ -116,7 +116,7 @@ def schema() -> Any:
 
 
 def constant(name: str, values: npt.NDArray[Any], fields: Any = None) -> Tensor:
-    """A constant of the array's type (float32, float16, int8 or int32) and shape."""
+    """A constant of the array's type (float32, float16 or intN) and shape."""
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     number = getattr(schema().TensorType, values.dtype.name.upper())
     return Tensor(name, number, values.shape, data, fields)

@@ -1,4 +1,4 @@
-"""Static int8 in TFLite: integers in the file, and integers between its operators.
+"""Static integers in TFLite: in the file, and between its operators.
 
 Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp to plus and minus
 2^20 and a number stands behind each value that is an integer. Rules:
@@ -12,8 +12,11 @@ Takes a program whose graphs hold marks (see ``steps/quantize/points``): a clamp
    operator, which tflite-runtime 2.14 does not know, it has one scale for the whole weight. XNNPACK
    runs both as the same product, in the same time.
 5. Tables are int8 on one scale, and rows leave them as integers.
-6. The outputs are float, unless ``integer_ends``: then inputs and outputs are int8 as well.
-7. A product that reads floats, in a layer that stays float, is left to ``tflite_weights``.
+6. Activations are int8, or int16 around zero (16x8): then biases are int64, and rows of a table
+   that meet int16 are widened to it on their own scale. The way is through a float, which loses
+   nothing: tflite-runtime 2.14 has no QUANTIZE from int8 to int16.
+7. The ends are float, unless ``integer_ends``: then they are integers as well.
+8. A product that reads floats, in a layer that stays float, is left to ``tflite_weights``.
 """
 
 from __future__ import annotations
@@ -41,36 +44,51 @@ from edgekit.export.tflite_graph import (
 from edgekit.steps.quantize.fake import MARK
 from edgekit.steps.quantize.grid import Float32, Grid, Int8, quantize_int8
 
-# Operators with kernels for int8, and the versions that those ask for (op_version.cc in
-# TensorFlow).
+# Operators with kernels for activations of so many bits, and the versions that those ask for
+# (op_version.cc in TensorFlow).
 _VERSIONS = {
-    "ADD": 2,
-    "BATCH_MATMUL": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
-    "GELU": 2,
-    "LOGISTIC": 2,
-    "MEAN": 2,
-    "SOFTMAX": 2,
-    "TANH": 2,
+    8: {
+        "ADD": 2,
+        "BATCH_MATMUL": 2,
+        "CONV_2D": 3,
+        "DEPTHWISE_CONV_2D": 3,
+        "FULLY_CONNECTED": 4,
+        "GELU": 2,
+        "LOGISTIC": 2,
+        "MEAN": 2,
+        "SOFTMAX": 2,
+        "TANH": 2,
+    },
+    16: {
+        "ADD": 3,
+        "BATCH_MATMUL": 3,
+        "CONV_2D": 4,
+        "DEPTHWISE_CONV_2D": 5,
+        "FULLY_CONNECTED": 7,
+        "LOGISTIC": 3,
+        "MEAN": 3,
+        "SOFTMAX": 3,
+        "TANH": 3,
+    },
 }
 _MOVING = {
-    "RESHAPE": 1,
-    "TRANSPOSE": 2,
-    "SLICE": 2,
-    "STRIDED_SLICE": 2,
-    "EXPAND_DIMS": 1,
-    "SQUEEZE": 1,
-    "PAD": 2,
-    "PADV2": 2,
-    "MAX_POOL_2D": 2,
+    "RESHAPE": {8: 1, 16: 1},
+    "TRANSPOSE": {8: 2, 16: 5},
+    "SLICE": {8: 2, 16: 4},
+    "STRIDED_SLICE": {8: 2, 16: 2},
+    "EXPAND_DIMS": {8: 1, 16: 1},
+    "SQUEEZE": {8: 1, 16: 1},
+    "PAD": {8: 2, 16: 3},
+    "PADV2": {8: 2, 16: 3},
+    "MAX_POOL_2D": {8: 2, 16: 3},
 }
 _PRODUCTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 _RELUS = {"RELU": 1, "RELU6": 3}  # and their numbers as fused activations
 _EMBEDDING_LOOKUP_INT8 = 3
-_DEQUANTIZE_INT8 = 2
+_DEQUANTIZE = {8: 2, 16: 3}
+_QUANTIZE = {8: 1, 16: 2}
 _REQUANTIZE = 2
+_INTEGERS: dict[int, type[np.integer[Any]]] = {8: np.int8, 16: np.int16}
 
 
 def quantize_static(
@@ -82,7 +100,8 @@ def quantize_static(
 ) -> None:
     """Rewrite ``program`` in place by the rules above.
 
-    grids: of each mark, by its number. Raises ExportError when a mark is torn apart.
+    grids: of each mark, by its number. Raises ExportError when a mark is torn apart, or when an
+    end that is asked to be an integer belongs to an operator that works in float.
     """
     weights = _Weights(tables)
     for graph in program.graphs:
@@ -142,6 +161,7 @@ class _Rewriting:
         self, graph: Graph, grids: Sequence[Grid], weights: _Weights, integer_ends: bool
     ) -> None:
         self.graph, self.grids, self.weights = graph, grids, weights
+        self.bits = max((grid.bits for grid in grids), default=8)
         self.operators: list[Operator] = []
         self.readers: dict[int, list[Operator]] = {}
         for op in graph.operators:
@@ -156,6 +176,7 @@ class _Rewriting:
         self.integers: dict[int, tuple[Tensor, Grid]] = {}
         self.widened: set[int] = set()
         self.wide_tables: dict[int, Tensor] = {}
+        self.wider: dict[int, Tensor] = {}  # int16 of what is int8
         self.pictures: dict[int, Tensor] = {}
         for tensor in graph.inputs:
             self._mark(tensor)
@@ -167,7 +188,7 @@ class _Rewriting:
                 self._wide(tensor)
 
     def narrow_ends(self, program: Program) -> None:
-        """Rule 6: the ends of the graph are the integers themselves."""
+        """Rule 7: the ends of the graph are the integers themselves."""
         graph = self.graph
         swap: dict[int, Tensor] = {}
         for op in list(self.operators):
@@ -179,6 +200,13 @@ class _Rewriting:
         graph.inputs = [swap.get(id(tensor), tensor) for tensor in graph.inputs]
         ends = {id(t): self.integers[id(t)][0] for t in graph.outputs if id(t) in self.integers}
         graph.outputs = [ends.get(id(tensor), tensor) for tensor in graph.outputs]
+        for place, tensors in (("first", graph.inputs), ("last", graph.outputs)):
+            if any(type_name(tensor.type) == "float32" for tensor in tensors):
+                raise ExportError(
+                    f"the {place} operator of this model works in float, so that the file cannot "
+                    f"{'take' if place == 'first' else 'give'} integers; choose a target with "
+                    "float inputs and outputs, as android-arm64"
+                )
         for signature in program.signatures:
             if signature.graph is graph:
                 signature.inputs = {n: swap.get(id(t), t) for n, t in signature.inputs.items()}
@@ -198,6 +226,7 @@ class _Rewriting:
             self.done |= {id(op), id(inner)}
 
     def _rewrite(self, op: Operator) -> None:
+        op = _as_reshape(op)
         if op.kernel.name == "EMBEDDING_LOOKUP" and self._is_table(op.inputs[1]):
             self._look_up(op)
         elif op.kernel.name in _MOVING and self._moves_integers(op):
@@ -223,13 +252,13 @@ class _Rewriting:
             return None
         integer = grid.zero if number == 0 else grid.lowest
         fields = _on_grid(None, np.array([grid.scale], np.float32), grid.zero)
-        return constant(filling.name, np.array([integer], np.int8), fields)
+        return constant(filling.name, np.array([integer], _INTEGERS[grid.bits]), fields)
 
     def _move(self, op: Operator) -> None:
         """Rule 2."""
         state, grid = self.integers[id(op.inputs[0])]
         output = self._made(op.outputs[0], grid)
-        version = _MOVING[op.kernel.name]
+        version = _MOVING[op.kernel.name][grid.bits]
         others = op.inputs[1:]
         if op.kernel.name == "PADV2":
             others = [op.inputs[1], self._filling(op)]
@@ -263,7 +292,7 @@ class _Rewriting:
     def _integer(self, op: Operator) -> bool:
         """Rule 1: whether the operator writes integers now."""
         kind = op.kernel.name
-        if kind not in _VERSIONS:
+        if kind not in _VERSIONS[self.bits]:
             return False
         product = kind in _PRODUCTS
         operands = [t for t in (op.inputs[:1] if product else op.inputs) if t is not None]
@@ -285,7 +314,7 @@ class _Rewriting:
         self.done |= passed
         output = self._made(marked, grid)
         inputs: list[Tensor | None] = [
-            self.integers[id(t)][0] if id(t) in self.integers else t for t in op.inputs
+            self._operand(t) if t is not None and id(t) in self.integers else t for t in op.inputs
         ]
         if product:
             inputs[1:] = self._product(op, factor)
@@ -293,11 +322,13 @@ class _Rewriting:
         if kind == "FULLY_CONNECTED":
             self._convolve(inputs, output, activation or fused)
         else:
-            made = operator(kind, inputs, [output], version=_VERSIONS[kind])
+            made = operator(kind, inputs, [output], version=_VERSIONS[self.bits][kind])
             made.fields = copy.copy(op.fields)
+            made.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
             if activation:
-                made.fields.builtinOptions = copy.copy(op.fields.builtinOptions)
                 made.fields.builtinOptions.fusedActivationFunction = activation
+            if kind == "ADD" and self.bits == 16:
+                made.fields.builtinOptions.potScaleInt16 = False  # scales are no powers of two
             self.operators.append(made)
         self._settle(mark, output, grid)
         self._settle(marked, output, grid)
@@ -341,7 +372,8 @@ class _Rewriting:
         bias = rest[0] if rest else None
         floats = np.zeros(len(scales)) if bias is None else bias.values().astype(np.float64)
         steps = np.float64(grid.scale) * scales.astype(np.float64)
-        whole = np.clip(np.rint(floats * factor / steps), 1 - 2**31, 2**31 - 1).astype(np.int32)
+        whole = np.clip(np.rint(floats * factor / steps), 1 - 2**31, 2**31 - 1)
+        whole = whole.astype(np.int32 if self.bits == 8 else np.int64)
         name = f"{weight.name}.bias" if bias is None else bias.name
         fields = _on_grid(None, steps.astype(np.float32), 0)
         return [stored, constant(name, whole, fields)]
@@ -362,7 +394,7 @@ class _Rewriting:
         options.dilationWFactor = options.dilationHFactor = 1
         options.fusedActivationFunction = activation
         inputs = [self.pictures[id(state)], filters, bias]
-        version = _VERSIONS["CONV_2D"]
+        version = _VERSIONS[self.bits]["CONV_2D"]
         self.operators.append(operator("CONV_2D", inputs, [made], version=version, options=options))
         signature = output.fields.shapeSignature
         free = list(output.shape) if signature is None else [int(size) for size in signature]
@@ -386,7 +418,8 @@ class _Rewriting:
             return
         number, marked = self.marks[id(value)]
         output = self._made(marked, self.grids[number])
-        self.operators.append(operator("QUANTIZE", [value], [output]))
+        version = _QUANTIZE[self.bits]
+        self.operators.append(operator("QUANTIZE", [value], [output], version=version))
         self._settle(marked, output, self.grids[number])
 
     def _settle(self, value: Tensor, integers: Tensor, grid: Grid) -> None:
@@ -398,9 +431,8 @@ class _Rewriting:
                 self.integers[id(marked)] = integers, grid
             elif id(marked) not in self.integers:
                 output = self._made(marked, self.grids[number])
-                self.operators.append(
-                    operator("QUANTIZE", [integers], [output], version=_REQUANTIZE)
-                )
+                source = integers if grid.bits == self.bits else self._wide(value)
+                self.operators.append(operator("QUANTIZE", [source], [output], version=_REQUANTIZE))
                 self.integers[id(marked)] = output, self.grids[number]
 
     def _wide(self, tensor: Tensor) -> Tensor:
@@ -408,11 +440,24 @@ class _Rewriting:
         if self._is_table(tensor):
             return self._wide_table(tensor)
         if id(tensor) in self.integers and id(tensor) not in self.widened and tensor.data is None:
-            stored, _ = self.integers[id(tensor)]
-            version = _DEQUANTIZE_INT8
+            stored, grid = self.integers[id(tensor)]
+            version = _DEQUANTIZE[grid.bits]
             self.operators.append(operator("DEQUANTIZE", [stored], [tensor], version=version))
             self.widened.add(id(tensor))
         return tensor
+
+    def _operand(self, value: Tensor) -> Tensor:
+        """The integers of a value as a kernel takes them (rule 6)."""
+        stored, grid = self.integers[id(value)]
+        if grid.bits == self.bits:
+            return stored
+        if id(value) not in self.wider:
+            output = self._made(value, Grid(grid.scale, 0, self.bits))
+            version = _QUANTIZE[self.bits]
+            wide = [self._wide(value)]
+            self.operators.append(operator("QUANTIZE", wide, [output], version=version))
+            self.wider[id(value)] = output
+        return self.wider[id(value)]
 
     def _wide_table(self, table: Tensor) -> Tensor:
         """A table that a float operator reads: rounded all the same."""
@@ -420,14 +465,29 @@ class _Rewriting:
         if id(table) not in self.wide_tables:
             wide = Tensor(f"{table.name}.float32", table.type, table.shape)
             self.wide_tables[id(table)] = wide
-            version = _DEQUANTIZE_INT8
+            version = _DEQUANTIZE[8]
             self.operators.append(operator("DEQUANTIZE", [stored], [wide], version=version))
         return self.wide_tables[id(table)]
 
     def _made(self, like: Tensor, grid: Grid) -> Tensor:
         """A new value on a grid, of the shape of ``like``."""
         fields = _on_grid(like.fields, np.array([grid.scale], np.float32), grid.zero)
-        return Tensor(f"{like.name}.int8", schema().TensorType.INT8, like.shape, fields=fields)
+        kind = f"int{grid.bits}"
+        number = getattr(schema().TensorType, kind.upper())
+        return Tensor(f"{like.name}.{kind}", number, like.shape, fields=fields)
+
+
+def _as_reshape(op: Operator) -> Operator:
+    """A SUM over axes of one number each, which the mean of a single pixel is converted to."""
+    if op.kernel.name != "SUM" or op.inputs[0] is None:
+        return op
+    shape = op.outputs[0].shape
+    free = op.outputs[0].fields.shapeSignature
+    if np.prod(shape) != np.prod(op.inputs[0].shape) or (free is not None and min(free) < 0):
+        return op
+    target = constant(f"{op.outputs[0].name}.shape", np.array(shape, np.int32))
+    options = schema().ReshapeOptionsT()
+    return operator("RESHAPE", [op.inputs[0], target], op.outputs, options=options)
 
 
 def _mark_number(op: Operator, kind: str) -> int | None:

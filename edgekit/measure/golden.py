@@ -22,6 +22,7 @@ _TOLERANCE: dict[Scheme, float] = {
     "int8-weights": 1e-3,
     "int4-weights": 0.1,
     "int8-static": 0.15,
+    "int16x8": 0.02,
 }
 
 

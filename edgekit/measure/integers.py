@@ -4,9 +4,9 @@ Rules:
 
 1. Each weight's integers and scales come from the model and the grid; the file's are read back
    from its bytes. Both must be equal: the integers bit for bit, the scales to float32 rounding.
-2. A weight is found by its name, or where a converter renamed it by its content, as it is or
-   transposed. A converter may fold a constant factor into a weight; then its scales are the
-   expected ones times one number.
+2. A weight is found by its name, or where a converter renamed it by its content, in any layout
+   that a format has for it. A converter may fold a constant factor into a weight; then its scales
+   are the expected ones times one number.
 3. For static schemes every product's weight of the traced model must be there, and each table,
    or its first rows where the file has no use for more; a table that a converter merged into
    something else is named in the record. For other schemes those weights that the file calls by
@@ -81,9 +81,8 @@ def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, Any]:
     for name, (integers, scales) in expected.items():
         stored = by_name.get(name)
         if stored is None and complete:
-            stored = by_content.get(integers.tobytes()) or by_content.get(
-                np.ascontiguousarray(integers.T).tobytes()
-            )
+            known = (by_content.get(layout.tobytes()) for layout in _layouts(integers))
+            stored = next((each for each in known if each is not None), None)
         table = len(scales) == 1 and (integers.shape[0] > 1 or integers.ndim == 3)
         if complete and table and (stored is None or stored.values.size != integers.size):
             rows = _first_rows(found, integers)
@@ -106,6 +105,14 @@ def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, Any]:
     return {"tensors": tensors, "numbers": numbers, "merged": merged}
 
 
+def _layouts(integers: Array) -> list[Array]:
+    """The ways in which formats hold a weight: as it is, transposed, a filter's channels last."""
+    orders = [tuple(range(integers.ndim)), tuple(range(integers.ndim))[::-1]]
+    if integers.ndim == 4:
+        orders += [(0, 2, 3, 1), (1, 2, 3, 0)]
+    return [np.ascontiguousarray(integers.transpose(order)) for order in orders]
+
+
 def _first_rows(found: list[StoredIntegers], table: Array) -> StoredIntegers | None:
     """What of the file holds a table's first rows, whatever it is called."""
     flat = table.reshape(-1)
@@ -118,14 +125,13 @@ def _first_rows(found: list[StoredIntegers], table: Array) -> StoredIntegers | N
 
 
 def _equal(path: Path, name: str, stored: StoredIntegers, integers: Array, scales: Array) -> None:
-    flat = stored.values
-    if flat.shape != integers.shape:
-        flat = flat.T if flat.T.shape == integers.shape else flat.reshape(integers.shape)
-    same = np.array_equal(flat, integers) or (
-        integers.ndim == 2 and np.array_equal(stored.values.T.reshape(integers.shape), integers)
-    )
-    if not same:
-        count = int((flat != integers).sum())
+    flat = stored.values.reshape(-1)
+    differing = [
+        int((flat != layout.reshape(-1)).sum()) if flat.size == layout.size else flat.size
+        for layout in _layouts(integers)
+    ]
+    if min(differing):
+        count = min(differing)
         raise ProofError(
             f"{path.name}: {count} integers of {name} differ from the model's; this is a bug of "
             "edgekit, please report it"

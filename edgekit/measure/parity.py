@@ -21,6 +21,7 @@ TOLERANCE: dict[Scheme, float] = {
     "int8-weights": 0.15,
     "int4-weights": 0.4,
     "int8-static": 0.4,
+    "int16x8": 0.15,
 }
 # Rows from which a share of equal predictions says something.
 _ENOUGH = 50

@@ -13,6 +13,7 @@ _DTYPES: dict[Scheme, tuple[str, ...]] = {
     "int8-dynamic": ("int8",),
     "int8-weights": ("int8",),
     "int8-static": ("int8",),
+    "int16x8": ("int8",),
     "int4-weights": ("int4", "int8"),
 }
 # Wider matrices that may stay, as a share of the narrow bytes: position rows, mostly.

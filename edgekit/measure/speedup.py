@@ -57,6 +57,8 @@ def _reasons(artifact: Artifact, fingerprint: dict[str, Any]) -> list[str]:
         reasons.append("this machine widens half precision before each product")
     if artifact.scheme == "int8-weights":
         reasons.append("weights are widened to float32, and the arithmetic is float32's")
+    if artifact.scheme == "int16x8":
+        reasons.append("CPU runtimes have plain kernels alone for 16-bit activations; NPUs do not")
     ops = read_contents(artifact.path).ops
     total = sum(ops.values())
     crossings = sum(

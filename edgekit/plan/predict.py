@@ -49,6 +49,7 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-weights": (95, 2700),
         "int4-weights": (86, 2900),
         "int8-static": (148, 5000),
+        "int16x8": (148, 5000),
     },
     "torchscript": {"fp32": (104, 3400), "fp16": (104, 3400), "int8-dynamic": (161, 3700)},
 }
@@ -185,7 +186,8 @@ def _stored(
     if scheme in FLOAT_SCHEMES:
         return 2 * count if scheme == "fp16" else 4 * count
     if scheme in STATIC:
-        return _stored_static(owner, name, count, tensor.shape[0], format, graphs)
+        bias = 8 if scheme == "int16x8" else 4
+        return _stored_static(owner, name, count, tensor.shape[0], format, graphs, bias)
     if name == "weight" and isinstance(owner, nn.Linear):
         return _matrix_bytes(tuple(tensor.shape), scheme, format, graphs)
     if isinstance(owner, nn.Embedding):
@@ -198,9 +200,12 @@ def _stored(
 
 
 def _stored_static(
-    owner: Any, name: str, count: int, channels: int, format: Format, graphs: int
+    owner: Any, name: str, count: int, channels: int, format: Format, graphs: int, bias: int
 ) -> int:
-    """Tables on one scale; products by channel, their biases on the product's scales."""
+    """Tables on one scale; products by channel, their biases on the product's scales.
+
+    bias: bytes of a number of a bias.
+    """
     from torch import nn
 
     if isinstance(owner, nn.Embedding) or name in _TABLES:
@@ -208,7 +213,7 @@ def _stored_static(
     if not isinstance(owner, nn.Linear | nn.Conv2d):
         return 4 * count
     if name == "bias":
-        return (4 + _PARAMETERS[format] * graphs) * count
+        return (bias + _PARAMETERS[format] * graphs) * count
     zero = 1 if format == "onnx" else 0
     return count + (_PARAMETERS[format] + zero) * graphs * channels
 

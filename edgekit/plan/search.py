@@ -29,6 +29,7 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     """The plan for these targets. Raises UsageError and RecipeError for what cannot be."""
     if isinstance(work.outline, FileModel):
         _check_file(work.outline, work.settings, targets)
+    _check_ends(work.outline, targets)
     limit = work.settings.budget.size
     notes = [*work.outline.lineage, *work.data.notes]
     if work.data.eval is None:
@@ -103,16 +104,24 @@ def _calibration(
     work: Workbench, targets: Sequence[Target], notes: list[str]
 ) -> tuple[StepSpec, ...]:
     """The step that a static scheme needs when no other finds ranges (rule 3 of ``propose``)."""
-    if not any((work.settings.scheme or target.scheme) in STATIC for target in targets):
+    schemes = {work.settings.scheme or target.scheme for target in targets}
+    static = [scheme for scheme in STATIC if scheme in schemes]
+    if len(static) > 1:
+        raise UsageError(
+            f"--target: {' and '.join(static)} have other grids; build these targets one by one"
+        )
+    if not static:
         return ()
     found = any(spec.name in ("calibrate", "quantize-aware-train") for spec in work.settings.steps)
     assert not isinstance(work.outline, FileModel)
     if found or work.outline.quantized is not None:
         return ()
-    notes.append(
-        "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
-    )
-    return (make_step("calibrate", {}),)
+    random = work.settings.allow_random_calibration and work.data.train is None
+    note = "ranges are calibrated on the training rows; --step quantize-aware-train trains on them"
+    if random:
+        note = "WARNING: ranges are calibrated on random rows; how good the files are is unknown"
+    notes.append(note)
+    return (make_step("calibrate", {"scheme": static[0], "random": random}),)
 
 
 def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> None:
@@ -124,6 +133,16 @@ def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> 
             f"{one_of(tuple(dict.fromkeys(schemes)))}; add --scheme {model.quantized.scheme}, or "
             "leave the step out"
         )
+
+
+def _check_ends(model: "Model | FileModel", targets: Sequence[Target]) -> None:
+    """Refuse integer ends for what they are not for."""
+    for target in targets:
+        if target.integer_ends and model.task not in ("image-classification", "module"):
+            raise UsageError(
+                f"--target: {target.name} takes integers alone, which {model.task} does not come "
+                "to: norms stay float; choose another target, with --scheme int8-static"
+            )
 
 
 def _spend_the_rest(

@@ -1,10 +1,17 @@
 """Wrong usage: one sentence on stderr, exit 2, nothing on stdout, nothing written."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from edgekit.cli import run
+from tests.tiny_project import TinyProject, tiny_project
 
 TARGET = ("--target", "android-arm64")
 SERVER = ("--target", "linux-x86_64")
@@ -38,6 +45,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["build", "x", *TARGET, "--lengths", "garbage"], "--lengths: 'garbage' is not a list"),
         (["build", "x", *TARGET, "--lengths=-1"], "--lengths: a length is a number of tokens"),
         (["build", "x", *TARGET, "--scheme", "banana"], "--scheme: 'banana' is not a scheme"),
+        (["build", "x", *TARGET, "--scheme", "int16x4"], "did you mean 'int16x8'?"),
+        (
+            ["build", "x", *SERVER, "--scheme", "int16x8"],
+            "--scheme: linux-x86_64 takes int8-dynamic, int8-static,",
+        ),
+        (
+            ["build", "x", "--target", "integer-only", "--scheme", "int8-dynamic"],
+            "--scheme: integer-only takes int8-static or int16x8, not int8-dynamic (the device has",
+        ),
         (
             ["build", "x", "--target", "android-gpu", "--scheme", "int4-weights"],
             "--scheme: android-gpu takes fp16 or fp32, not int4-weights (LiteRT's GPU delegate",
@@ -110,3 +126,148 @@ def test_a_malformed_project_file_is_named_with_line_and_key(
     (here / "edgekit.toml").write_text('model = "x"\ntargets = "web-wasm"\n')
     assert run(["build"]) == 2
     assert "edgekit.toml, line 2: targets: unknown key" in capsys.readouterr().err
+
+
+# Static schemes and training on a grid: refused with what the model and the data are like.
+
+STATIC = (*TARGET, "--scheme", "int8-static")
+TRAIN = "quantize-aware-train"
+DENSE = "bert.encoder.layer.1.intermediate.dense"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    return tiny_project(tmp_path_factory.mktemp("project"))
+
+
+def _refused(arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence of a build that exits with 2 and leaves no bundle."""
+    assert run(["build", *arguments, "--output", str(here / "dist")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgekit: ")]
+    assert len(said) == 1
+    assert not (here / "dist").exists()
+    return said[0]
+
+
+def _rows_of(project: TinyProject, name: str, here: Path) -> list[str]:
+    """Flags for training rows that say too little."""
+    header, *rows = project.train.read_text().splitlines()
+    label = rows[0].rpartition(",")[2]
+    few = rows[:10] if name == "few" else [f"{row.rpartition(',')[0]},{label}" for row in rows]
+    (here / "rows.csv").write_text("\n".join([header, *few]) + "\n")
+    return ["--data", str(here / "rows.csv"), "--eval", str(project.eval)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "said"),
+    [
+        (None, STATIC, "calibrate: needs training rows to see its activations; give --data (or"),
+        (None, (*TARGET, "--scheme", "int16x8"), "calibrate: needs training rows"),
+        (None, (*STATIC, "--step", TRAIN), f"{TRAIN}: needs training rows to see its activations"),
+        (
+            None,
+            (*STATIC, "--step", TRAIN, "--allow-random-calibration"),
+            f"{TRAIN}: needs training rows",
+        ),
+        ("few", STATIC, "calibrate: 10 training rows say too little about the range of each"),
+        ("few", (*STATIC, "--step", TRAIN), f"{TRAIN}: 10 training rows say too little"),
+        ("one", STATIC, "calibrate: all 60 training rows have the label"),
+        ("one", (*STATIC, "--step", TRAIN), f"{TRAIN}: all 60 training rows have the label"),
+        (
+            "all",
+            (*STATIC, "--step", "calibrate", "--step", TRAIN),
+            f"{TRAIN}: this model is on a grid of integers already (int8-static)",
+        ),
+        ("all", (*TARGET, "--step", "calibrate"), "and the files are int8-dynamic; add --scheme"),
+        (
+            "all",
+            (*TARGET, "--scheme", "int16x8", "--step", "calibrate"),
+            "grids of int8-static, and the files are int16x8",
+        ),
+        ("all", ("--target", "integer-only"), "integer-only takes integers alone, which text-cla"),
+        (
+            "all",
+            (*STATIC, "--step", f"{TRAIN}:learning-rate=1e30"),
+            "the training diverged at step ",
+        ),
+    ],
+)
+def test_what_a_static_scheme_cannot_be_made_of(
+    rows: str | None,
+    flags: tuple[str, ...],
+    said: str,
+    project: TinyProject,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = [] if rows is None else ["--data", str(project.train), "--eval", str(project.eval)]
+    if rows in ("few", "one"):
+        data = _rows_of(project, str(rows), here)
+    assert said in _refused([str(project.checkpoint), *flags, *data], here, capsys)
+
+
+def _fill(state: dict[str, Any], tensor: str, value: float) -> None:
+    state[f"{DENSE}.{tensor}"].fill_(value)
+
+
+def _clear(state: dict[str, Any]) -> None:
+    for tensor in ("weight", "bias"):
+        _fill(state, tensor, 0.0)
+
+
+def _narrow(state: dict[str, Any]) -> None:
+    state[f"{DENSE}.weight"] = state[f"{DENSE}.weight"].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: _fill(state, "weight", float("nan")), f"{DENSE}.weight holds 768 values"),
+        (lambda state: _fill(state, "bias", float("inf")), f"{DENSE}.bias holds 32 values that"),
+        (lambda state: _fill(state, "weight", 3e38), f"{DENSE} gives values that are infinite or"),
+        (_clear, f"{DENSE} gives nothing but zeros on the training rows"),
+        (_narrow, f"is quantized already: see {DENSE}.weight; give the float checkpoint"),
+    ],
+)
+def test_weights_without_a_range_are_named(
+    change: Callable[[dict[str, Any]], None],
+    said: str,
+    project: TinyProject,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = here / "broken"
+    shutil.copytree(project.checkpoint, broken)
+    state = load_file(broken / "model.safetensors")
+    change(state)
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    data = ["--data", str(project.train), "--eval", str(project.eval)]
+    assert said in _refused([str(broken), *STATIC, *data], here, capsys)
+
+
+def test_a_checkpoint_that_another_tool_quantized_is_refused(
+    project: TinyProject, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = here / "other"
+    shutil.copytree(project.checkpoint, other)
+    fields = json.loads((other / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (other / "config.json").write_text(json.dumps(fields))
+    said = _refused([str(other), *TARGET], here, capsys)
+    assert "is quantized already (gptq); give the float checkpoint" in said
+
+
+def test_random_calibration_is_planned_only_where_it_is_allowed(
+    project: TinyProject, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = ["build", str(project.checkpoint), *STATIC, "--allow-random-calibration"]
+    assert run([*allowed, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert [(step["name"], step["random"]) for step in plan["steps"]] == [("calibrate", True)]
+    assert any(
+        note.startswith("WARNING: ranges are calibrated on random") for note in plan["notes"]
+    )
+    assert run([*allowed, "--data", str(project.train), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert [(step["name"], step["random"]) for step in plan["steps"]] == [("calibrate", False)]
+    assert not any("WARNING" in note for note in plan["notes"])

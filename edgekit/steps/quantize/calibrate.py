@@ -16,6 +16,8 @@ Rules:
 6. With ``accuracy_drop`` those layers stay float that lose too much (see ``sensitivity``), judged
    on training rows that were not calibrated on: at most 512, a quarter at the most. They are judged
    by their labels; by whether they get the float model's answers, where there are none.
+7. ``random`` rows are random tokens, pixels or numbers (``random_rows`` in ``workbench``): the
+   ranges are those of nothing real, and how good the file is nobody knows.
 """
 
 from __future__ import annotations
@@ -39,24 +41,26 @@ if TYPE_CHECKING:
     from edgekit.steps.quantize.sensitivity import Scan
 
 Method = Literal["min-max", "percentile", "mse", "entropy"]
-Scheme = Literal["int8-static"]
+Scheme = Literal["int8-static", "int16x8"]
 
 _BINS = 2048
 _CORRECTED = 256
 _HELD_OUT = 512
 _BATCH = 8
+_RANDOM = 64  # more noise says no more
 # What a row of scores holds below its largest: exp(-10) is 5e-5 (rule 6 of ``points``).
 _SCORES = 10.0
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Finds the range of each activation on training rows, for int8 that is static.
+    """Finds the range of each activation on training rows, for integers that are static.
 
     method: how a range follows from what was seen. rows: how many training rows are looked at.
     percentile: of the values that stay inside, for that method. bias_correction: shift biases by
     what rounding has shifted. accuracy_drop: what of the metric may be lost, as a share, before
-    layers are kept in float. scheme: what the ranges are for.
+    layers are kept in float. scheme: what the ranges are for. random: look at random rows instead,
+    for want of others.
     """
 
     method: Method = "min-max"
@@ -65,16 +69,31 @@ class Calibrate:
     bias_correction: bool = False
     accuracy_drop: float | None = None
     scheme: Scheme = "int8-static"
+    random: bool = False
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.quantize.static import require_rows
+        from edgekit.steps.quantize.static import require_floats, require_rows
 
-        require_rows("calibrate", model, context)
+        if self.random:
+            require_floats("calibrate", model)
+        elif context.rows is None:
+            require_floats("calibrate", model)
+            raise RecipeError(
+                "calibrate: needs training rows to see its activations; give --data (or "
+                "--allow-random-calibration, for a file whose accuracy nobody knows)"
+            )
+        else:
+            require_rows("calibrate", model, context)
         if self.rows < 32:
             raise RecipeError(f"calibrate: rows must be at least 32, is {self.rows}")
         if not 0.5 < self.percentile <= 1:
             raise RecipeError(
                 f"calibrate: percentile is a share from 0.5 to 1, is {self.percentile:g}"
+            )
+        if self.random and (self.bias_correction or self.accuracy_drop is not None):
+            raise RecipeError(
+                "calibrate: random rows say nothing about biases or layers; leave bias-correction "
+                "and accuracy-drop out"
             )
         if self.accuracy_drop is not None:
             _require_scan(self.accuracy_drop, model, context)
@@ -87,10 +106,10 @@ class Calibrate:
         from edgekit.steps.quantize.static import snap, traced
 
         made = replace(model, module=copy.deepcopy(model.module))
-        found = traced(made)
-        encoded = draw(made, context, self._calibrated_on(context))
+        found = traced(made, self.scheme)
+        encoded = self._rows(model, context)
         found.set_ranges(observed_ranges(made, found, encoded, self.method, self.percentile))
-        notes = [f"calibrated for {self.scheme} on {len(encoded)} training rows ({self.method})"]
+        notes = [self._told(len(encoded))]
         float_layers: tuple[str, ...] = ()
         if self.accuracy_drop is not None:
             scan = _scan(found, made, self.accuracy_drop, context)
@@ -106,6 +125,21 @@ class Calibrate:
             quantized=Quantized(self.scheme, found.ranges(), float_layers),
             lineage=(*model.lineage, *notes),
         )
+
+    def _rows(self, model: Model, context: Context) -> Encoded:
+        from edgekit.workbench import encode, random_rows
+
+        if self.random:
+            return encode(model, random_rows(model, min(self.rows, _RANDOM), context.seed))
+        return draw(model, context, self._calibrated_on(context))
+
+    def _told(self, count: int) -> str:
+        if self.random:
+            return (
+                f"WARNING: calibrated for {self.scheme} on {count} random rows; nobody knows how "
+                "good it is"
+            )
+        return f"calibrated for {self.scheme} on {count} training rows ({self.method})"
 
     def _calibrated_on(self, context: Context) -> int:
         assert context.rows is not None
@@ -202,7 +236,7 @@ def observed_ranges(
         if not np.isfinite([low, high]).all():
             raise ModelError(
                 f"{name} gives values that are infinite or NaN on the training rows; it has no "
-                "range, and static int8 needs one: choose --scheme int8-dynamic"
+                "range, and a static scheme needs one: choose --scheme int8-dynamic"
             )
         if low == high == 0:
             raise ModelError(
@@ -215,7 +249,7 @@ def observed_ranges(
     counts = _Counts(found, ranges)
     _watch(model, found, encoded, counts.see)
     shrunk = {
-        name: _shrink(counts.of(point), *ranges[name], method, percentile)
+        name: _shrink(counts.of(point), *ranges[name], point.bits, method, percentile)
         for name, point in found.points.items()
         if point.fixed is None and not point.scores
     }
@@ -278,7 +312,7 @@ def _watch(model: Model, found: Traced, encoded: Encoded, see: Any) -> None:
 
 
 def _shrink(
-    counts: Array, low: float, high: float, method: Method, percentile: float
+    counts: Array, low: float, high: float, bits: int, method: Method, percentile: float
 ) -> tuple[float, float]:
     """A range inside ``low`` to ``high`` by rule 2; ``counts`` are its histogram."""
     edges = np.linspace(low, high, _BINS + 1)
@@ -291,28 +325,28 @@ def _shrink(
     centres = (edges[:-1] + edges[1:]) / 2
     loss = _squared_error if method == "mse" else _divergence
     factors = np.arange(100, 28, -2) / 100
-    losses = [loss(counts, centres, low * factor, high * factor) for factor in factors]
+    losses = [loss(counts, centres, low * factor, high * factor, bits) for factor in factors]
     best = float(factors[int(np.argmin(losses))])
     return low * best, high * best
 
 
-def _squared_error(counts: Array, centres: Array, low: float, high: float) -> float:
-    return float(np.sum(counts * (centres - _rounded(centres, low, high)) ** 2))
+def _squared_error(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
+    return float(np.sum(counts * (centres - _rounded(centres, low, high, bits)) ** 2))
 
 
-def _rounded(values: Array, low: float, high: float) -> Array:
+def _rounded(values: Array, low: float, high: float, bits: int) -> Array:
     from edgekit.steps.quantize.grid import activation_grid, quantize_activation
 
-    grid = activation_grid(low, high)
+    grid = activation_grid(low, high, bits)
     integers = quantize_activation(values.astype(np.float32), grid)
     made: Array = (integers - grid.zero) * grid.scale
     return made
 
 
-def _divergence(counts: Array, centres: Array, low: float, high: float) -> float:
+def _divergence(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
     """KL(seen ‖ rounded): each step's count is shared by the bins that round to it."""
     clipped = np.clip(centres, low, high)
-    steps = np.unique(_rounded(clipped, low, high), return_inverse=True)[1]
+    steps = np.unique(_rounded(clipped, low, high, bits), return_inverse=True)[1]
     inside = (centres >= low) & (centres <= high)
     kept = np.where(inside, counts, 0)
     first, last = np.flatnonzero(inside)[[0, -1]]

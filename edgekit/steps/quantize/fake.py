@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.errors import ModelError
 from edgekit.steps.quantize.grid import LARGEST, Grid, activation_grid, largest
 
-Mode = Literal["off", "watch", "fake", "mark"]
+Mode = Literal["off", "watch", "fake", "mark-onnx", "mark-tflite"]
 
-# A marked point is a clamp to plus and minus this and its number: no number is beyond, so that
-# nothing changes, and both exporters keep clamps.
+# What a marked point's operator holds: this and the point's number.
 MARK = 2**20
-# Added to the mark of a point behind a ReLU6.
-MARK_RELU6 = 2**19
 # How much faster the end of a range moves than a weight, as a share of itself.
 _GAIN = 50.0
 
@@ -29,16 +27,17 @@ class Point(nn.Module):
     """One tensor that the file holds as integers (see ``points``).
 
     off: numbers pass. watch: they pass and ``watch`` sees them. fake: they are rounded to the
-    grid. mark: they pass through a clamp that tells a writer the point's number.
+    grid. mark: they pass through an operator that tells a writer the point's number and that
+    nothing joins with another. In TFLite a clamp, which no number is beyond; torch's ONNX optimizer
+    joins clamps and ReLUs, so there a leaky ReLU, of a slope that no model has.
     """
 
-    def __init__(self, number: int, fixed: tuple[float, float] | None) -> None:
+    def __init__(self, number: int, fixed: tuple[float, float] | None, bits: int = 8) -> None:
         super().__init__()
-        self.number, self.fixed = number, fixed
+        self.number, self.fixed, self.bits = number, fixed, bits
         self.mode: Mode = "off"
         self.scores = False
         self.most = float("inf")  # no number is above: a ReLU6's range never learns to end there
-        self.behind_relu6 = False
         self.watch: Any = None
         # The ends of the range: where they started, times one plus how far they have moved. An
         # optimizer moves every number alike, whatever the size of what it stands for.
@@ -58,7 +57,7 @@ class Point(nn.Module):
 
     @property
     def grid(self) -> Grid:
-        return activation_grid(*self.range)
+        return activation_grid(*self.range, self.bits)
 
     def set_range(self, low: float, high: float) -> None:
         with torch.no_grad():
@@ -80,13 +79,22 @@ class Point(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if self.mode == "watch":
             self.watch(self, values.detach())
-        elif self.mode == "mark":
-            limit = float(MARK + self.number + MARK_RELU6 * self.behind_relu6)
-            return torch.clamp(values, -limit, limit)
+        elif self.mode == "mark-tflite":
+            return torch.clamp(values, -float(MARK + self.number), float(MARK + self.number))
+        elif self.mode == "mark-onnx":
+            return F.leaky_relu(values, float(MARK + self.number))
         elif self.mode == "fake":
-            rounded: Tensor = _round(values, *self._ends(), self.grid)
-            return rounded
+            return self._rounded(values)
         return values
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        try:
+            grid = self.grid
+        except ModelError:
+            # Training has lost the range; a loss that is no number ends it.
+            return values * float("nan")
+        rounded: Tensor = _round(values, *self._ends(), grid)
+        return rounded
 
 
 class Weight(nn.Module):

@@ -8,14 +8,15 @@ Rules:
 
 1. An operator with an integer kernel in both runtimes (``_INTEGER``) reads integers and writes
    integers: a point stands behind it, and behind each input that is not on a grid already.
-2. Operators that only move numbers (``_MOVING``) keep their input's grid.
+2. Operators that only move numbers (``_MOVING``) keep their input's grid. An input of the model
+   is on its grid before it is moved.
 3. All else stays float, between a dequantize and a quantize: the float islands of the file.
    Norms are islands on purpose, with the sum before them: the variance of a state does not fit 8
    bits, and one channel of a sum may be 200 times as large as the others (MiniLM's is).
 4. A product that is only scaled by a number, or only put through a ReLU, has its point behind
    that: the kernel does both at once.
 5. Softmax, tanh and sigmoid write the grid that TFLite's kernels ask for: 1/256 from 0, 1/128
-   around 0, 1/256 from 0.
+   around 0, 1/256 from 0; in 16 bits 1/32768 around 0, all three.
 6. The input of a softmax holds each row's largest score less ten: what is lower weighs less than
    5e-5, and a mask's -100 would take most of the grid (see ``masked_score``).
 7. Weights of products: symmetric, a scale for each output channel. Tables: one scale for all,
@@ -24,6 +25,8 @@ Rules:
 8. A batch norm behind a product is folded into it. Dropout and padding by nothing go.
 9. A layer may stay float: it loses the points that no other layer reads or writes. Its products'
    weights stay on their grids.
+10. In 16 bits GELU is an island: tflite-runtime 2.14 has no kernel for it. Weights and tables have
+    8 bits all the same.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ PRODUCTS = (
     _aten.conv2d.default,
     _aten.conv2d.padding,
 )
-RELU6 = (_aten.hardtanh.default, _aten.hardtanh_.default)
-_RELUS = (_aten.relu.default, _aten.relu_.default, *RELU6)
+_RELU6 = (_aten.hardtanh.default, _aten.hardtanh_.default)
+_RELUS = (_aten.relu.default, _aten.relu_.default, *_RELU6)
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor)
 _PAIRS = (_aten.matmul.default, _aten.bmm.default, *_SUMS)
 _ISLANDS = (_aten.layer_norm.default, _aten.group_norm.default)
@@ -62,6 +65,7 @@ _FIXED = {
     _aten.sigmoid.default: (0.0, 255 / 256),
     _aten.tanh.default: (-1.0, 127 / 128),
 }
+_FIXED_16 = (0.0, 32767 / 32768)
 _SOFTMAXES = (_aten.softmax.int, _aten._softmax.default)
 _INTEGER = {
     *PRODUCTS,
@@ -144,11 +148,12 @@ def trace(
     example: Sequence[Tensor],
     varying: Sequence[str],
     float_layers: Collection[str] = (),
+    bits: int = 8,
 ) -> Traced:
     """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
 
     example, varying: as ``example_inputs`` gives them. float_layers: which layers stay float (rule
-    9). Raises ExportError when torch cannot trace it.
+    9). bits: of an activation, 8 or 16. Raises ExportError when torch cannot trace it.
     """
     from edgekit.errors import ExportError
     from edgekit.export.tracing import quiet_tracing, root_cause
@@ -161,7 +166,7 @@ def trace(
             )
         except Exception as error:  # the module's own code runs here, and may raise anything
             raise ExportError(
-                f"torch cannot trace this model ({root_cause(error)}), and a static int8 file "
+                f"torch cannot trace this model ({root_cause(error)}), and a static file "
                 "needs that; choose --scheme int8-dynamic"
             ) from error
         module: Any = program.module(check_guards=False)
@@ -176,16 +181,16 @@ def trace(
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     _scale_early(graph)
     _fold_norms(module)
-    return _Placing(module, _names(graph), float_layers).place()
+    return _Placing(module, _names(graph), float_layers, bits).place()
 
 
 class _Placing:
     """Puts points into one graph."""
 
     def __init__(
-        self, module: Any, names: Mapping[Any, str], float_layers: Collection[str]
+        self, module: Any, names: Mapping[Any, str], float_layers: Collection[str], bits: int
     ) -> None:
-        self.module, self.names, self.float_layers = module, names, float_layers
+        self.module, self.names, self.float_layers, self.bits = module, names, float_layers, bits
         self.layers = _layers(names)
         self.on_grid: set[Any] = set()
         self.points: dict[str, Point] = {}
@@ -226,6 +231,8 @@ class _Placing:
     def _is_integer(self, node: Node) -> bool:
         if node.target not in _INTEGER or not _is_float(node):
             return False
+        if node.target is _aten.gelu.default and self.bits == 16:
+            return False
         if node.target in PRODUCTS:
             return node.args[1].op == "get_attr" or node.args[1] in self.constants.values()
         if node.target in _PAIRS and not all(map(self._is_operand, node.args[:2])):
@@ -234,8 +241,10 @@ class _Placing:
             user = _only_user(node)
             for_norm = user is not None and user.target in _ISLANDS
             return not for_norm and node.kwargs.get("alpha", 1) == 1
-        if node.target in RELU6:
+        if node.target in _RELU6:
             return tuple(node.args[1:]) == (0.0, 6.0)
+        if node.target is _aten.adaptive_avg_pool2d.default:
+            return all(size == 1 for size in node.args[1])
         return True
 
     def _is_operand(self, operand: Any) -> bool:
@@ -270,8 +279,11 @@ class _Placing:
         self.kernels.update((node, last))
         if user is not None and user.target in _RELUS and self._is_integer(user):
             return
-        made = self._point(last, self.names[node], _FIXED.get(node.target))
-        if node.target in RELU6:
+        fixed = _FIXED.get(node.target)
+        made = self._point(
+            last, self.names[node], _FIXED_16 if fixed and self.bits == 16 else fixed
+        )
+        if node.target in _RELU6:
             self.nodes[made].most = 6.0
 
     def _quantized(self, operand: Any) -> Any:
@@ -282,8 +294,12 @@ class _Placing:
         if constant is not None:
             self._table(constant)
             return operand
-        named = self.names.get(operand, operand.name)
-        return self._point(operand, f"{named}.input" if operand.op == "placeholder" else named)
+        source = _moved_input(operand)
+        if source is None:
+            return self._point(operand, self.names.get(operand, operand.name))
+        made = self._point(source, f"{source.name}.input")
+        self._move_on(made)
+        return made if operand is source else operand
 
     def _point(self, node: Any, name: str, fixed: tuple[float, float] | None = None) -> Any:
         """A point behind ``node`` for all that read it."""
@@ -291,7 +307,7 @@ class _Placing:
         while unique in self.points:
             number += 1
             unique = f"{name}.{number}"
-        point = Point(number=len(self.points), fixed=fixed)
+        point = Point(number=len(self.points), fixed=fixed, bits=self.bits)
         self.points[unique] = point
         return self._insert(node, f"point_{point.number}", point)
 
@@ -324,6 +340,10 @@ class _Placing:
         self.weights[constant.target] = part
         made = self._insert(constant, f"weight_{len(self.weights)}", part)
         self.constants[constant] = made
+        self._move_on(made)
+
+    def _move_on(self, made: Any) -> None:
+        """Rule 2, for what stands in the graph before its input came onto a grid."""
         waiting = [made]
         while waiting:
             for user in waiting.pop().users:
@@ -432,6 +452,13 @@ def _is_scaling(user: Any, node: Any) -> bool:
         return False
     factor = user.args[1]
     return isinstance(factor, int | float) and factor > 0 and math.isfinite(factor)
+
+
+def _moved_input(node: Any) -> Any:
+    """The input of the model that ``node`` is, or that is only moved to become it."""
+    while node.op == "call_function" and _moves(node):
+        node = node.args[0]
+    return node if node.op == "placeholder" else None
 
 
 def _constant_behind(node: Any) -> Any:

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from edgekit.step import Context
     from edgekit.steps.quantize.points import Traced
 
-Trained = Literal["int8-static", "int8-dynamic", "int4-weights"]
+Trained = Literal["int8-static", "int16x8", "int8-dynamic", "int4-weights"]
 
 _CALIBRATION = 512
 
 
 @dataclass(frozen=True)
 class QuantizeAwareTrain:
-    """Trains the model with its arithmetic rounded to int8, taught by itself in float.
+    """Trains the model with its arithmetic rounded to integers, taught by itself in float.
 
     scheme: the file's. epochs, batch, learning_rate: as usual; max_minutes: stop by then.
     temperature: of the distillation. labels: the share of the loss that is for gold labels.
@@ -93,7 +93,7 @@ class QuantizeAwareTrain:
         from edgekit.train import Training, train
 
         made = replace(model, module=copy.deepcopy(model.module))
-        found = traced(made)
+        found = traced(made, self.scheme)
         static = self.scheme in STATIC
         if static:
             context.on_progress(0.0, "calibrating")

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from edgekit.artifact import STATIC
+from edgekit.artifact import STATIC, Scheme, activation_bits
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
-from edgekit.steps.quantize.fake import Point, Table, Weight
+from edgekit.steps.quantize.fake import Table, Weight
 from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
-from edgekit.steps.quantize.points import RELU6, Traced, tensor_of, trace
+from edgekit.steps.quantize.points import Traced, tensor_of, trace
 
 if TYPE_CHECKING:
     from edgekit.step import Context
@@ -30,27 +30,35 @@ if TYPE_CHECKING:
 _ENOUGH = 32
 
 
-def traced(model: Model) -> Traced:
+def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     """The model's clean forward with points in it, on its ranges where it has them.
 
-    Raises ExportError when torch cannot trace it, ModelError when a range is missing.
+    scheme: of a model that has no grids yet. Raises ExportError when torch cannot trace it,
+    ModelError when a range is missing.
     """
     forward = export_forward(model)
     example = example_inputs(model, forward)
+    scheme = scheme if model.quantized is None else model.quantized.scheme
     float_layers = () if model.quantized is None else model.quantized.float_layers
-    found = trace(forward, example.tensors, example.dimensions, float_layers)
+    bits = activation_bits(scheme)
+    found = trace(forward, example.tensors, example.dimensions, float_layers, bits)
     if model.quantized is not None and model.quantized.scheme in STATIC:
         found.set_ranges(model.quantized.ranges)
     return found
 
 
-def require_rows(name: str, model: Model, context: Context) -> None:
-    """What any step needs that looks at activations. Raises RecipeError."""
+def require_floats(name: str, model: Model) -> None:
+    """Raise RecipeError for a model that is on a grid already."""
     if model.quantized is not None:
         raise RecipeError(
             f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
             "the checkpoint that it was made of"
         )
+
+
+def require_rows(name: str, model: Model, context: Context) -> None:
+    """What any step needs that looks at activations. Raises RecipeError."""
+    require_floats(name, model)
     if context.rows is None:
         raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
     if len(context.rows) < _ENOUGH:
@@ -85,7 +93,8 @@ def pieces(
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """The rows as inputs for a traced forward, ``size`` at a time, short texts first.
 
-    Every batch of texts is ``padding`` tokens longer than its longest: one, so that all see some.
+    Every batch of texts is ``padding`` tokens longer than its longest (one, so that all see some),
+    but none is longer than the model reads.
     """
     order = np.arange(len(encoded))
     if encoded.lengths is not None:
@@ -100,6 +109,8 @@ def as_inputs(
     """These rows as a traced forward takes them."""
     made = []
     longest = 0 if encoded.lengths is None else int(encoded.lengths[rows].max()) + padding
+    if isinstance(model.preprocessor, TextPreprocessor):
+        longest = min(longest, model.preprocessor.max_length)
     for name in model.inputs:
         array = encoded.arrays[name][rows]
         if encoded.lengths is not None:
@@ -159,42 +170,25 @@ def short_name(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def marked(model: Model, *, decomposed_norm: bool = False) -> Traced:
-    """The traced forward with a mark at each point, for an exporter.
+def marked(model: Model, scheme: Scheme, format: Literal["onnx", "tflite"]) -> Traced:
+    """The traced forward with a mark at each point, for the exporter of a format.
 
-    decomposed_norm: layer norms as elementary operations (for LiteRT). Raises ExportError when
-    the model has no ranges: nothing was calibrated or trained.
+    For TFLite layer norms are elementary operations. Raises ExportError when the model has no
+    ranges for this scheme: nothing was calibrated or trained.
     """
-    if model.quantized is None or model.quantized.scheme not in STATIC:
+    if model.quantized is None or model.quantized.scheme != scheme:
         raise ExportError(
-            "a static int8 file needs the range of each activation; add --step calibrate or "
-            "--step quantize-aware-train"
+            f"an {scheme} file needs the range of each activation; add --step "
+            f"calibrate:scheme={scheme}"
         )
     found = traced(model)
-    found.set_mode("mark")
-    if not decomposed_norm:
-        _free_marks(found)
-    if decomposed_norm:
+    found.set_mode("mark-onnx" if format == "onnx" else "mark-tflite")
+    if format == "tflite":
         for node in found.module.graph.nodes:
             if node.target is torch.ops.aten.layer_norm.default:
                 node.target = _norm_by_hand
         found.module.recompile()
     return found
-
-
-def _free_marks(found: Traced) -> None:
-    """torch's ONNX optimizer joins a ReLU6 and the mark behind it, and drops the mark.
-
-    It joins a ReLU with it as well, but leaves the mark's end: so a mark says which it is.
-    """
-    for node in found.module.graph.nodes:
-        if node.op == "call_module" and node.args[0].target in RELU6:
-            point = found.module.get_submodule(node.target)
-            if isinstance(point, Point):
-                point.behind_relu6 = True
-                relu = node.args[0]
-                relu.target, relu.args = torch.ops.aten.relu.default, relu.args[:1]
-    found.module.recompile()
 
 
 def grids(found: Traced) -> list[Grid]:

@@ -82,6 +82,30 @@ def test_rows_that_say_too_little_are_refused(model: Model, given: Rows | None, 
         Calibrate().requires(model, Context(given, 0))
 
 
+@pytest.mark.parametrize("family", ["bert", "resnet"])
+def test_random_rows_are_for_want_of_others_and_said_so(family: str, tmp_path: Path) -> None:
+    made = case(family)
+    step = Calibrate(random=True)
+    step.requires(made.model, Context(None, 0))
+    done = step.apply(made.model, Context(None, 0, tmp_path))
+    again = step.apply(made.model, Context(None, 0, tmp_path))
+    assert done.quantized is not None and done.quantized == again.quantized
+    assert "WARNING: calibrated for int8-static on 64 random rows" in done.lineage[-1]
+
+
+def test_int16_grids_are_around_zero(model: Model, tmp_path: Path) -> None:
+    made = Calibrate(scheme="int16x8").apply(model, Context(rows(40), 0, tmp_path))
+    assert made.quantized is not None and made.quantized.scheme == "int16x8"
+    for point in traced(made).points.values():
+        assert (point.grid.bits, point.grid.zero) == (16, 0)
+        assert point.grid.scale == pytest.approx(max(map(abs, point.range)) / 32767)
+
+
+def test_a_row_as_long_as_the_model_reads_is_looked_at(model: Model, tmp_path: Path) -> None:
+    texts = (" ".join(["card"] * 80), *tiny_texts(40))
+    Calibrate().apply(model, Context(Rows(texts=texts), 0, tmp_path))
+
+
 def test_a_model_on_its_grids_is_not_calibrated_again(model: Model, tmp_path: Path) -> None:
     made = Calibrate().apply(model, Context(rows(40), 0, tmp_path))
     with pytest.raises(RecipeError, match="is on a grid of integers already"):

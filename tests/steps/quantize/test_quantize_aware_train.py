@@ -118,6 +118,17 @@ def test_training_brings_a_static_model_nearer_to_its_float_form(
 
 
 @pytest.mark.slow
+def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(
+    bert: Model, tmp_path: Path
+) -> None:
+    # The rate rises for 64 steps: bearable when the first state is kept, far too high at its top.
+    made = _train(bert, tmp_path, "epochs=80,batch=8,learning-rate=0.07", 64)
+    assert any("the training diverged at step" in note for note in made.lineage)
+    assert made.lineage[-1].endswith("was put back")
+    assert np.isfinite(fake_outputs(made, encode(made, _rows(bert, 8, 0)))).all()
+
+
+@pytest.mark.slow
 def test_the_teacher_is_what_the_model_learns_from(
     bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
