@@ -104,16 +104,33 @@ class Factored(nn.Module):
         return matrix.T if self.transposed else matrix
 
 
-class Blocks(nn.Module):
-    """Linears side by side, each for its own share of the last axis."""
+class Repeated(nn.Module):
+    """One Linear for each of ``slices`` shares of the last axis; and a bias [slices, out]."""
+
+    def __init__(self, linear: nn.Linear, slices: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.linear, self.slices = linear, slices
+        self.register_parameter("bias", _parameter(bias))
+
+    def forward(self, states: Tensor) -> Tensor:
+        shares = self.linear(states.unflatten(-1, (self.slices, -1)))
+        return (shares if self.bias is None else shares + self.bias).flatten(-2)
+
+
+class SideBySide(nn.Module):
+    """Linears of one size, each for its own share of the last axis."""
 
     def __init__(self, parts: list[nn.Linear]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.width = parts[0].in_features
 
     def forward(self, states: Tensor) -> Tensor:
-        shares = states.chunk(len(self.parts), -1)
-        return torch.cat([part(each) for part, each in zip(self.parts, shares, strict=True)], -1)
+        shares = (
+            part(states[..., place * self.width : (place + 1) * self.width])
+            for place, part in enumerate(self.parts)
+        )
+        return torch.cat(list(shares), -1)
 
 
 def factored_table(left: Tensor, right: Tensor, padding: int | None) -> nn.Sequential:
@@ -179,31 +196,34 @@ def _plain(matrix: Factored, wide: Mapping[str, nn.Parameter]) -> nn.Module:
     bias = None if matrix.bias is None else matrix.bias.detach()
     if chosen == "dense":
         return _linear(matrix.weight_(), bias)
-    biases = [None] * slices if bias is None else list(bias.chunk(slices))
     parts: list[nn.Module]
     if core is None:
         across = right.flatten(0, 1)
+        biases = [None] * slices if bias is None else list(bias.chunk(slices))
         if matrix.transposed:
-            parts = [_blocks([_linear(each.T) for each in left]), _linear(across.T, bias)]
+            narrow = [_linear(each.T) for each in left]
+            parts = [_side_by_side(narrow), _linear(across.T, bias)]
         else:
-            parts = [_linear(across), _blocks(list(map(_linear, left, biases)))]
+            parts = [_linear(across), _side_by_side(list(map(_linear, left, biases)))]
     elif chosen == "two":
-        inner = (left @ core).flatten(0, 1)
+        mixed = (left @ core).flatten(0, 1)
         if matrix.transposed:
-            parts = [_linear(inner.T), _linear(wide["right.T"], bias)]
+            parts = [_linear(mixed.T), _linear(wide["right.T"], bias)]
         else:
-            parts = [_linear(wide["right"]), _linear(inner, bias)]
+            parts = [_linear(wide["right"]), _linear(mixed, bias)]
     elif matrix.transposed:
-        narrow = [_linear(wide["left.T"]) for _ in range(slices)]
-        parts = [_blocks(narrow), _linear(core.flatten(0, 1).T), _linear(wide["right.T"], bias)]
+        inner = _linear(wide["left.T"])
+        first = inner if slices == 1 else Repeated(inner, slices)
+        parts = [first, _linear(core.flatten(0, 1).T), _linear(wide["right.T"], bias)]
     else:
-        broad = [_linear(wide["left"], each) for each in biases]
-        parts = [_linear(wide["right"]), _linear(core.flatten(0, 1)), _blocks(broad)]
+        shares = None if bias is None else bias.unflatten(0, (slices, -1)).clone()
+        last = Repeated(_linear(wide["left"]), slices, shares)
+        parts = [_linear(wide["right"]), _linear(core.flatten(0, 1)), last]
     return nn.Sequential(*parts)
 
 
-def _blocks(parts: list[nn.Linear]) -> nn.Module:
-    return parts[0] if len(parts) == 1 else Blocks(parts)
+def _side_by_side(parts: list[nn.Linear]) -> nn.Module:
+    return parts[0] if len(parts) == 1 else SideBySide(parts)
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -142,14 +142,16 @@ class Factorize:
             "dense": "whole again, because its products would take longer",
         }
         forms = {
-            (len(each), form(each.shape[-1], len(each), left, right, cored)) for each in stacks
+            len(each): form(each.shape[-1], len(each), left, right, cored) for each in stacks
         }
-        told = [
-            f"a matrix of {count} slice{'s' * (count > 1)} {said[kind]}"
-            for count, kind in sorted(forms)
-        ]
-        mixed = ", cores mixed" if self.method == "IV" else ""
-        return f"exported files hold {' and '.join(told)}{mixed}"
+        if len(set(forms.values())) == 1:
+            told = f"each matrix {said[forms.popitem()[1]]}"
+        else:
+            told = " and ".join(
+                f"matrices of {count} slice{'s' * (count > 1)} {said[kind]}"
+                for count, kind in sorted(forms.items())
+            )
+        return f"exported files hold {told}{', cores mixed' if self.method == 'IV' else ''}"
 
 
 def factors(

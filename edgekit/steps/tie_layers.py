@@ -52,11 +52,9 @@ class TieLayers:
         groups = [layer * self.groups // depth for layer in range(depth)]
         for layer, group in enumerate(groups):
             stack[layer] = stack[groups.index(group)]
-        runs = ", ".join(
-            f"{groups.index(group) + 1}-{depth - groups[::-1].index(group)}"
-            for group in range(self.groups)
-        )
-        return model.with_module(changed, f"tie-layers: of {depth} layers, {runs} are one each")
+        runs = " and ".join(f"{groups.count(group)}" for group in range(self.groups))
+        note = f"tie-layers: {depth} layers, in runs of {runs}, run the first one's weights each"
+        return model.with_module(changed, note)
 
     def ensures(self, before: Model, after: Model) -> None:
         layers = _layers(after)
