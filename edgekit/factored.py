@@ -105,7 +105,7 @@ class Factored(nn.Module):
 
 
 class Repeated(nn.Module):
-    """One Linear for each of ``slices`` shares of the last axis; and a bias [slices, out]."""
+    """One Linear for each of ``slices`` shares of the last axis; and a bias [slices * out]."""
 
     def __init__(self, linear: nn.Linear, slices: int, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -113,8 +113,9 @@ class Repeated(nn.Module):
         self.register_parameter("bias", _parameter(bias))
 
     def forward(self, states: Tensor) -> Tensor:
-        shares = self.linear(states.unflatten(-1, (self.slices, -1)))
-        return (shares if self.bias is None else shares + self.bias).flatten(-2)
+        # A reshape and no unflatten: writers of static int8 know the one.
+        shares = self.linear(states.reshape(*states.shape[:-1], self.slices, -1)).flatten(-2)
+        return shares if self.bias is None else shares + self.bias
 
 
 class SideBySide(nn.Module):
@@ -216,8 +217,7 @@ def _plain(matrix: Factored, wide: Mapping[str, nn.Parameter]) -> nn.Module:
         first = inner if slices == 1 else Repeated(inner, slices)
         parts = [first, _linear(core.flatten(0, 1).T), _linear(wide["right.T"], bias)]
     else:
-        shares = None if bias is None else bias.unflatten(0, (slices, -1)).clone()
-        last = Repeated(_linear(wide["left"]), slices, shares)
+        last = Repeated(_linear(wide["left"]), slices, None if bias is None else bias.clone())
         parts = [_linear(wide["right"]), _linear(core.flatten(0, 1)), last]
     return nn.Sequential(*parts)
 
