@@ -251,15 +251,26 @@ def _answer(model: Model, part: Encoded) -> Array:
     return answer
 
 
-def export_forward(model: Model, *, decomposed_norm: bool = False) -> "nn.Module":
+def export_forward(
+    model: Model, *, decomposed_norm: bool = False, learning: bool = False
+) -> "nn.Module":
     """The one clean forward for all exporters: the model's inputs in order, one tensor out.
 
     decomposed_norm: layer norms as elementary operations (for LiteRT). The weights are shared
-    with the model. A plain module is its own.
+    with the model, but for factored matrices: those are as files hold them, or with ``learning``
+    as the model has them. A plain module is its own.
     """
     if model.architecture is None:
         return model.module
-    return model.architecture.forward(model, decomposed_norm).eval()
+    made = model if learning else as_exported(model)
+    return model.architecture.forward(made, decomposed_norm).eval()
+
+
+def as_exported(model: Model) -> Model:
+    """The model with its factored matrices as files hold them (see ``factored``)."""
+    from edgekit.factored import merged
+
+    return replace(model, module=merged(model.module))
 
 
 def _original_forward(model: Model, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
@@ -481,7 +492,7 @@ def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocess
     tokenizer = _read_tokenizer(folder)
     settings = folder / "tokenizer_config.json"
     fields = read_json(settings) if settings.is_file() else {}
-    rows = embeddings.words.weight.shape[0]
+    rows = described.word_embeddings(model.module).weight.shape[0]
     if tokenizer.get_vocab_size() > rows:
         raise ModelError(
             f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens and the word table "

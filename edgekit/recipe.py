@@ -32,8 +32,11 @@ _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.drop_layers:DropLayers",
+    "factorize": "edgekit.steps.factorize:Factorize",
+    "factorize-embedding": "edgekit.steps.factorize_embedding:FactorizeEmbedding",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
     "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
+    "tie-layers": "edgekit.steps.tie_layers:TieLayers",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
 

@@ -5,6 +5,7 @@ A pruned model has other widths in each, and so its config has one key more, ``e
 
 - ``shapes``: of each tensor that differs from what the rest of the config builds, by name.
 - ``tied``: a module and the other module that it is, of which alone the file has the weights.
+- ``factored``: what is a product of smaller tensors, if anything is (see ``factored``).
 
 All else is as transformers has it: fewer layers are fewer ``num_hidden_layers``, fewer tokens a
 smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/steps.md):
@@ -34,15 +35,22 @@ KEY = "edgekit"
 
 def record(module: Any) -> dict[str, Any] | None:
     """What ``config.json`` has to say besides the family's own fields; ``None`` if nothing."""
+    from edgekit import factored
+
     tied = _tied(module)
+    products = factored.describe(module)
     plain = {name: tuple(t.shape) for name, t in _outline(module).state_dict().items()}
     shapes = {}
     for name, tensor in module.state_dict().items():
-        if name not in plain:
+        made = factored.inside(name, products)
+        if name not in plain and not made and not _inside(name, tied):
             raise ModelError(f"{name} is no part of this model's family, and cannot be saved")
-        if tuple(tensor.shape) != plain[name] and not _inside(name, tied):
+        if (made or tuple(tensor.shape) != plain.get(name)) and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
-    return {"shapes": shapes, "tied": tied} if shapes or tied else None
+    if not shapes and not tied:
+        return None
+    differs = {"shapes": shapes, "tied": tied}
+    return differs if products is None else differs | {"factored": products}
 
 
 def save(module: Any, folder: Path, differs: Mapping[str, Any]) -> None:
@@ -74,8 +82,12 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
     """
     import torch
 
+    from edgekit import factored
+
     for name, of in differs["tied"].items():
         module.set_submodule(name, module.get_submodule(of))
+    if "factored" in differs:
+        factored.install(module, differs["factored"], differs["shapes"])
     if tensors is None:
         for name, shape in differs["shapes"].items():
             place(module, name, torch.empty(shape, device="meta"))

@@ -60,12 +60,13 @@ class Layer:
 class Embeddings:
     """What turns token ids into the first states.
 
+    words: from ids to rows; where it is factored (``factored.factored_table``) no one table.
     positions: ``None`` where positions enter in the attention. first_position: its row for the
     first token. types: ``None`` where the family has no token types. projection: to the width
     of the layers where the tables are narrower, applied after the norm.
     """
 
-    words: "nn.Embedding"
+    words: "nn.Module"
     positions: "nn.Embedding | None" = None
     first_position: int = 0
     types: "nn.Embedding | None" = None
@@ -114,9 +115,13 @@ class Architecture:
         return self.embeddings is not None
 
     def word_embeddings(self, module: Any) -> "nn.Embedding":
-        """The word table of a task model."""
+        """The word table of a task model; of a factored one, the table that has a row a token."""
+        from edgekit.factored import is_table
+
         assert self.embeddings is not None
-        return self.embeddings(module.base_model).words
+        words: Any = self.embeddings(module.base_model).words
+        table: nn.Embedding = words.left if is_table(words) else words
+        return table
 
     def keep_word_rows(self, module: Any, kept: Sequence[int]) -> Any:
         """A copy of the model that knows the tokens ``kept`` only, renumbered from zero.

@@ -91,7 +91,7 @@ class XlnetEncoder(nn.Module):
         self.last_only = model.task == "text-classification"
         self.norm = norm_function(decomposed_norm)
         self.longest = preprocessor.max_length  # type: ignore[union-attr]
-        distances = sinusoids(self.longest, config.d_model).to(self.words.weight.device)
+        distances = sinusoids(self.longest, config.d_model).to(next(self.words.parameters()).device)
         self.distances: Tensor
         self.register_buffer("distances", distances, persistent=False)
 

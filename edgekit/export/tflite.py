@@ -41,7 +41,7 @@ from edgekit.export.tflite_lengths import (
     unmistakable,
 )
 from edgekit.export.tracing import output_name
-from edgekit.model import Model, export_forward
+from edgekit.model import Model, as_exported, export_forward
 from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def _graphs(
     static: Traced | None,
 ) -> dict[int, Graph]:
     """The model's graphs by their length, 0 for one that serves any (or has none)."""
+    model = as_exported(model)
     forward = export_forward(model, decomposed_norm=True)
     weights = dict(forward.named_buffers()) | dict(model.module.named_parameters())
 

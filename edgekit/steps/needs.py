@@ -26,9 +26,15 @@ def need_float(step: str, model: Model) -> None:
 
 
 def need_encoder(step: str, model: Model) -> Architecture:
-    """The model is of a family whose layers are known."""
+    """The model is of a family whose layers are known, and its matrices are whole."""
+    from edgekit.factored import is_factored
+
     if model.architecture is None or model.architecture.layers is None:
         raise RecipeError(f"{step}: this model has no encoder layers that are known here")
+    if is_factored(model.module):
+        raise RecipeError(
+            f"{step}: this model's matrices are factored already; put the step before factorize"
+        )
     return model.architecture
 
 

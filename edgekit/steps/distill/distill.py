@@ -88,7 +88,7 @@ class Distill:
             made, context.original, rows, context.folder, labels=self.labels > 0
         )
         report = train(
-            export_forward(made),
+            export_forward(made, learning=True),
             examples,
             answer_loss(made, self.temperature, self.labels),
             Training(

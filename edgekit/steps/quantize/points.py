@@ -179,6 +179,7 @@ def trace(
             graph.erase_node(node)
         elif node.target in _SIXES and tuple(node.args[1:]) in ((), (0, 6), (0.0, 6.0)):
             node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+    _join_equal(graph)
     _scale_early(graph)
     _fold_norms(module)
     return _Placing(module, _names(graph), float_layers, bits).place()
@@ -508,6 +509,22 @@ def _names(graph: Any) -> dict[Any, str]:
         else:
             names[node] = f"{layer}.{kind}" if layer else kind
     return names
+
+
+def _join_equal(graph: Any) -> None:
+    """Products of one state with one weight are one, as exporters make them: it has one point.
+
+    So are those of query, key and value that share a factor.
+    """
+    known: dict[Any, Any] = {}
+    for node in list(graph.nodes):
+        if node.target not in _PRODUCTS:
+            continue
+        read = tuple(a.target if getattr(a, "op", "") == "get_attr" else a for a in node.args)
+        first = known.setdefault((node.target, str(read)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
 
 
 def _scale_early(graph: Any) -> None:

@@ -65,9 +65,15 @@ class QuantizeAwareTrain:
 
     def requires(self, model: Model, context: Context) -> None:
         from edgekit.steps.distill.teaching import check_labels
+        from edgekit.factored import is_factored
         from edgekit.steps.quantize.static import require_rows
 
         require_rows("quantize-aware-train", model, context)
+        if is_factored(model.module):
+            raise RecipeError(
+                "quantize-aware-train: this model's matrices are products of shared ones, which a "
+                "file holds multiplied out; put calibrate in its place"
+            )
         for name, value in (
             ("epochs", self.epochs),
             ("learning-rate", self.learning_rate),

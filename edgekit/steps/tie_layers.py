@@ -1,0 +1,74 @@
+"""Let layers share their weights, which are then stored once. Lan et al. 2019, ALBERT, arXiv
+1909.11942, where a model is trained so; here the layers of a trained one are tied.
+
+Rules:
+
+1. The L layers fall into ``groups`` runs as ALBERT's do: layer i (from 0) is of the group
+   floor(i groups / L), and all of a group become the group's first layer.
+2. All layers still run: the model is smaller and not faster. Layers that were equal before give
+   the same answers; others need training (``distill``), in which a group learns as one.
+3. A checkpoint has one copy (``tied`` in ``structure``), and so has each exported file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import RecipeError
+from edgekit.steps.needs import need_float
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.step import Context
+
+
+@dataclass(frozen=True)
+class TieLayers:
+    """Lets layers share one layer's weights; follow it with distill.
+
+    groups: how many different layers are left.
+    """
+
+    groups: int = 1
+
+    def requires(self, model: Model, context: Context) -> None:
+        need_float("tie-layers", model)
+        depth = len(_layers(model))
+        if not 1 <= self.groups < depth:
+            raise RecipeError(
+                f"tie-layers: groups must be from 1 to {depth - 1} of {depth} layers, is "
+                f"{self.groups}"
+            )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        from edgekit.architectures import sharing_copy
+
+        described = model.architecture
+        assert described is not None and described.stack is not None
+        changed: Any = sharing_copy(model.module)
+        stack = described.stack(changed.base_model)
+        depth = len(stack)
+        groups = [layer * self.groups // depth for layer in range(depth)]
+        for layer, group in enumerate(groups):
+            stack[layer] = stack[groups.index(group)]
+        runs = " and ".join(f"{groups.count(group)}" for group in range(self.groups))
+        note = f"tie-layers: {depth} layers, in runs of {runs}, run the first one's weights each"
+        return model.with_module(changed, note)
+
+    def ensures(self, before: Model, after: Model) -> None:
+        layers = _layers(after)
+        if len(layers) != len(_layers(before)) or len(set(map(id, layers))) != self.groups:
+            raise RecipeError("tie-layers: another number of layers is left; a bug of edgekit")
+
+
+def _layers(model: Model) -> list[Any]:
+    """The layers as they run. Raises RecipeError where they cannot be tied."""
+    described, module = model.architecture, model.module
+    if described is None or described.layers is None:
+        raise RecipeError("tie-layers: this model has no stack of layers that is known here")
+    if described.stack is None:
+        raise RecipeError(
+            "tie-layers: this family's layers share their weights already; leave the step out"
+        )
+    return list(described.stack(module.base_model))
