@@ -44,7 +44,7 @@ class Scan:
     def text(self) -> str:
         """One sentence for the lineage."""
         ranked = sorted(self.losses.items(), key=lambda item: -item[1])
-        listed = ", ".join(f"{name} {100 * loss:.2g} %" for name, loss in ranked)
+        listed = ", ".join(f"{name} {format_percent(loss)}" for name, loss in ranked)
         kept = ", ".join(self.float_layers) or "none"
         return (
             f"error that each layer in int8 adds alone: {listed}; kept float: {kept}; lost on "
@@ -81,7 +81,7 @@ def scan_layers(
         others = [other for other in layers if other != layer]
         error = answers(others) - reference
         losses[layer] = float((error * error).mean()) / variance
-        on_progress((number + 1) / tries, f"{layer} adds {100 * losses[layer]:.2g} % of error")
+        on_progress((number + 1) / tries, f"{layer} adds {format_percent(losses[layer])} of error")
     for size in range(len(layers)):
         block = worst_block(losses, size)
         on_progress(1.0, f"trying {', '.join(block) or 'no layer'} in float")
