@@ -518,7 +518,7 @@ def _join_equal(graph: Any) -> None:
     """
     known: dict[Any, Any] = {}
     for node in list(graph.nodes):
-        if node.target not in _PRODUCTS:
+        if node.target not in PRODUCTS:
             continue
         read = tuple(a.target if getattr(a, "op", "") == "get_attr" else a for a in node.args)
         first = known.setdefault((node.target, str(read)), node)
