@@ -32,6 +32,9 @@ _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.drop_layers:DropLayers",
+    "prune-accuracy-driven": "edgekit.steps.prune_accuracy_driven:PruneAccuracyDriven",
+    "prune-ffn": "edgekit.steps.prune_ffn:PruneFfn",
+    "prune-heads": "edgekit.steps.prune_heads:PruneHeads",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }

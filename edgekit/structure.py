@@ -5,12 +5,17 @@ A pruned model has other widths in each, and so its config has one key more, ``e
 
 - ``shapes``: of each tensor that differs from what the rest of the config builds, by name.
 - ``tied``: a module and the other module that it is, of which alone the file has the weights.
+- ``absent``: projections that were removed with their whole block. In their place is a
+  ``Threshold`` that nothing reaches: it has no weights and gives zeros of its input's shape, so
+  that transformers' own forward adds nothing to the state. The clean forward skips the block.
 
 All else is as transformers has it: fewer layers are fewer ``num_hidden_layers``, fewer tokens a
 smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/steps.md):
 
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_config(config)
+    for name in config.edgekit["absent"]:
+        model.set_submodule(name, torch.nn.Threshold(float("inf"), 0))
     for name, of in config.edgekit["tied"].items():
         model.set_submodule(name, model.get_submodule(of))
     for name, tensor in load_file(folder + "/model.safetensors").items():
@@ -35,6 +40,7 @@ KEY = "edgekit"
 def record(module: Any) -> dict[str, Any] | None:
     """What ``config.json`` has to say besides the family's own fields; ``None`` if nothing."""
     tied = _tied(module)
+    absent = [name for name, part in module.named_modules() if is_absent(part)]
     plain = {name: tuple(t.shape) for name, t in _outline(module).state_dict().items()}
     shapes = {}
     for name, tensor in module.state_dict().items():
@@ -42,7 +48,8 @@ def record(module: Any) -> dict[str, Any] | None:
             raise ModelError(f"{name} is no part of this model's family, and cannot be saved")
         if tuple(tensor.shape) != plain[name] and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
-    return {"shapes": shapes, "tied": tied} if shapes or tied else None
+    found = {"shapes": shapes, "tied": tied, "absent": absent}
+    return found if any(found.values()) else None
 
 
 def save(module: Any, folder: Path, differs: Mapping[str, Any]) -> None:
@@ -74,6 +81,8 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
     """
     import torch
 
+    for name in differs["absent"]:
+        module.set_submodule(name, absent_part())
     for name, of in differs["tied"].items():
         module.set_submodule(name, module.get_submodule(of))
     if tensors is None:
@@ -108,6 +117,20 @@ def place(module: Any, name: str, tensor: Tensor) -> None:
     setattr(owner, last, nn.Parameter(value, requires_grad=not frozen))
     if last == "weight":
         _fit(owner)
+
+
+def absent_part() -> nn.Module:
+    """What stands for a projection whose whole block is gone: zeros of its input's shape."""
+    from torch import nn
+
+    return nn.Threshold(float("inf"), 0)
+
+
+def is_absent(part: object) -> bool:
+    """Whether this stands for a projection that is gone."""
+    from torch import nn
+
+    return isinstance(part, nn.Threshold)
 
 
 def _fit(owner: nn.Module) -> None:
