@@ -6,12 +6,17 @@ A pruned model has other widths in each, and so its config has one key more, ``e
 - ``shapes``: of each tensor that differs from what the rest of the config builds, by name.
 - ``tied``: a module and the other module that it is, of which alone the file has the weights.
 - ``factored``: what is a product of smaller tensors, if anything is (see ``factored``).
+- ``absent``: projections that were removed with their whole block. In their place is a
+  ``Threshold`` that nothing reaches: it has no weights and gives zeros of its input's shape, so
+  that transformers' own forward adds nothing to the state. The clean forward skips the block.
 
 All else is as transformers has it: fewer layers are fewer ``num_hidden_layers``, fewer tokens a
 smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/steps.md):
 
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_config(config)
+    for name in config.edgekit["absent"]:
+        model.set_submodule(name, torch.nn.Threshold(float("inf"), 0))
     for name, of in config.edgekit["tied"].items():
         model.set_submodule(name, model.get_submodule(of))
     for name, tensor in load_file(folder + "/model.safetensors").items():
@@ -39,6 +44,7 @@ def record(module: Any) -> dict[str, Any] | None:
 
     tied = _tied(module)
     products = factored.describe(module)
+    absent = [name for name, part in module.named_modules() if is_absent(part)]
     plain = {name: tuple(t.shape) for name, t in _outline(module).state_dict().items()}
     shapes = {}
     for name, tensor in module.state_dict().items():
@@ -47,10 +53,10 @@ def record(module: Any) -> dict[str, Any] | None:
             raise ModelError(f"{name} is no part of this model's family, and cannot be saved")
         if (made or tuple(tensor.shape) != plain.get(name)) and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
-    if not shapes and not tied:
+    found = {"shapes": shapes, "tied": tied, "absent": absent}
+    if not any(found.values()):
         return None
-    differs = {"shapes": shapes, "tied": tied}
-    return differs if products is None else differs | {"factored": products}
+    return found if products is None else found | {"factored": products}
 
 
 def save(module: Any, folder: Path, differs: Mapping[str, Any]) -> None:
@@ -84,6 +90,8 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
 
     from edgekit import factored
 
+    for name in differs["absent"]:
+        module.set_submodule(name, absent_part())
     for name, of in differs["tied"].items():
         module.set_submodule(name, module.get_submodule(of))
     if "factored" in differs:
@@ -120,6 +128,20 @@ def place(module: Any, name: str, tensor: Tensor) -> None:
     setattr(owner, last, nn.Parameter(value, requires_grad=not frozen))
     if last == "weight":
         _fit(owner)
+
+
+def absent_part() -> nn.Module:
+    """What stands for a projection whose whole block is gone: zeros of its input's shape."""
+    from torch import nn
+
+    return nn.Threshold(float("inf"), 0)
+
+
+def is_absent(part: object) -> bool:
+    """Whether this stands for a projection that is gone."""
+    from torch import nn
+
+    return isinstance(part, nn.Threshold)
 
 
 def _fit(owner: nn.Module) -> None:

@@ -50,6 +50,7 @@ def test_it_loads_again_with_each_weight_once(pruned: Model, tmp_path: Path) -> 
             "bert.encoder.layer.0.output.dense.weight": [24, 8],
         },
         "tied": {"bert.encoder.layer.2": "bert.encoder.layer.1"},
+        "absent": [],
     }
     with safe_open(tmp_path / "saved" / "model.safetensors", "np") as file:
         assert not [name for name in file.keys() if ".layer.2." in name]  # noqa: SIM118

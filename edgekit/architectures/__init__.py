@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import ModelError
+from edgekit.structure import is_absent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,8 +41,8 @@ FAMILIES = tuple(_FILES)
 class Layer:
     """The parts of one encoder layer, each a module from [..., in] to [..., out].
 
-    The number of heads is the query's width divided by ``head_width``: it belongs to the layer,
-    and pruning may have made it differ from the others'.
+    The numbers of heads and of neurons belong to the layer: pruning may have made them differ
+    from the others', or taken a whole block away (see ``structure``).
     """
 
     query: "nn.Module"
@@ -54,6 +55,18 @@ class Layer:
     output_norm: "nn.Module"
     activation: "Callable[[Tensor], Tensor]"
     head_width: int
+
+    @property
+    def heads(self) -> int:
+        """0 where the attention is gone."""
+        query: Any = self.query
+        return 0 if is_absent(query) else query.weight.shape[0] // self.head_width
+
+    @property
+    def neurons(self) -> int:
+        """Of the feed-forward network; 0 where it is gone."""
+        up: Any = self.up
+        return 0 if is_absent(up) else up.weight.shape[0]
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,8 @@ class Architecture:
     norm_first: whether norms stand before the parts of a layer, which alone read them (ViT), not
     behind, where the sum around the next part reads them too (BERT).
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
+    cuts: what of a layer can be removed exactly through its ``Layer``: "heads" where nothing else
+    knows their number, "neurons" where ``up`` and ``down`` are the layer's whole feed-forward.
     summary: the place of the token that stands for the whole text: 0, or -1 for the last.
     learns: whether the clean forward's gradients reach the model's own weights.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
@@ -108,6 +123,7 @@ class Architecture:
     norm_first: bool = False
     frees_length: bool = True
     learns: bool = True
+    cuts: frozenset[str] = frozenset()
     summary: int = 0
 
     @property

@@ -49,4 +49,5 @@ ARCHITECTURE = Architecture(
     head=_head,
     token_types="pairs",
     types_until=4,
+    cuts=frozenset({"heads", "neurons"}),
 )

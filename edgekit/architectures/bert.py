@@ -50,4 +50,5 @@ ARCHITECTURE = Architecture(
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     token_types="pairs",
+    cuts=frozenset({"heads", "neurons"}),
 )

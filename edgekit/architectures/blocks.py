@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekit.architectures import Layer
+from edgekit.structure import is_absent
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -83,6 +84,15 @@ class Encoder(nn.Module):
         self.register_buffer("distances", distances, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None) -> Tensor:
+        states, bias = self.enter(input_ids, attention_mask, types)
+        for index in range(len(self.layers)):
+            states = self.run(index, states, bias)
+        return states
+
+    def enter(
+        self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The states [B, L, D] that the first layer takes, and what all add to their scores."""
         length = input_ids.shape[1]
         embeddings = self.embeddings
         states = embeddings.words(input_ids) + self.positions[:length]
@@ -96,13 +106,15 @@ class Encoder(nn.Module):
         bias = mask_bias(attention_mask, states.dtype, self.masked_score)
         if self.distances is not None:
             bias = bias + distance_bias(self.distances, length)
-        for layer in self.layers[:-1]:
-            states = run_layer(layer, states, states, bias, self.norm)
-        if not self.first_only:
-            return run_layer(self.layers[-1], states, states, bias, self.norm)
+        return states, bias
+
+    def run(self, index: int, states: Tensor, bias: Tensor) -> Tensor:
+        """The layer of that number."""
+        layer = self.layers[index]
+        if not self.first_only or index < len(self.layers) - 1:
+            return run_layer(layer, states, states, bias, self.norm)
         # A bias by distance has a row for each query; the mask's has one row for all.
-        first = bias[:, :, :1]
-        return run_layer(self.layers[-1], states[:, :1], states, first, self.norm)
+        return run_layer(layer, states[:, :1], states, bias[:, :, :1], self.norm)
 
 
 def text_forward(model: "Model", decomposed_norm: bool) -> nn.Module:
@@ -112,11 +124,15 @@ def text_forward(model: "Model", decomposed_norm: bool) -> nn.Module:
 
 def run_layer(layer: Layer, rows: Tensor, states: Tensor, bias: Tensor, norm: Norm) -> Tensor:
     """One post-norm layer for the states ``rows`` [B, Q, D] among all ``states`` [B, L, D]."""
-    context = attend(
-        layer.query(rows), layer.key(states), layer.value(states), layer.head_width, bias
-    )
-    rows = norm(layer.attention_output(context) + rows, layer.attention_norm)
-    return norm(layer.down(layer.activation(layer.up(rows))) + rows, layer.output_norm)
+    if not is_absent(layer.query):
+        context = attend(
+            layer.query(rows), layer.key(states), layer.value(states), layer.head_width, bias
+        )
+        rows = layer.attention_output(context) + rows
+    rows = norm(rows, layer.attention_norm)
+    if not is_absent(layer.up):
+        rows = layer.down(layer.activation(layer.up(rows))) + rows
+    return norm(rows, layer.output_norm)
 
 
 def attend(

@@ -48,4 +48,5 @@ ARCHITECTURE = Architecture(
     layers=_layers,
     stack=lambda encoder: encoder.transformer.layer,
     head=_head,
+    cuts=frozenset({"heads", "neurons"}),
 )

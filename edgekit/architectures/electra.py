@@ -28,4 +28,5 @@ ARCHITECTURE = Architecture(
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     token_types="pairs",
+    cuts=frozenset({"heads", "neurons"}),
 )

@@ -138,4 +138,5 @@ ARCHITECTURE = Architecture(
     token_types="pairs",
     masked_score=-1e4,
     frees_length=False,
+    cuts=frozenset({"heads"}),
 )

@@ -72,4 +72,5 @@ ARCHITECTURE = Architecture(
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     frees_length=False,
+    cuts=frozenset({"neurons"}),
 )

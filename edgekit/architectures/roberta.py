@@ -27,4 +27,5 @@ ARCHITECTURE = Architecture(
     layers=bert.layers,
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
+    cuts=frozenset({"heads", "neurons"}),
 )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from edgekit.architectures import Architecture, Layer
 from edgekit.architectures.blocks import activation, attend, norm_function
+from edgekit.structure import is_absent
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -69,13 +70,15 @@ class VitForward(nn.Module):
         """A layer with its norms before its parts, unlike BERT's."""
         normal = self.norm(states, layer.attention_norm)
         rows, wanted = (states[:, :1], normal[:, :1]) if first_only else (states, normal)
-        context = attend(
-            layer.query(wanted), layer.key(normal), layer.value(normal), layer.head_width
-        )
-        rows = layer.attention_output(context) + rows
-        inner = layer.activation(layer.up(self.norm(rows, layer.output_norm)))
-        result: Tensor = layer.down(inner) + rows
-        return result
+        if not is_absent(layer.query):
+            context = attend(
+                layer.query(wanted), layer.key(normal), layer.value(normal), layer.head_width
+            )
+            rows = layer.attention_output(context) + rows
+        if not is_absent(layer.up):
+            inner = layer.activation(layer.up(self.norm(rows, layer.output_norm)))
+            rows = layer.down(inner) + rows
+        return rows
 
 
 ARCHITECTURE = Architecture(
@@ -83,4 +86,5 @@ ARCHITECTURE = Architecture(
     layers=_layers,
     stack=lambda encoder: encoder.layers,
     norm_first=True,
+    cuts=frozenset({"heads", "neurons"}),
 )

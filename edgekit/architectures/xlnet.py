@@ -192,4 +192,5 @@ ARCHITECTURE = Architecture(
     frees_length=False,
     learns=False,
     summary=-1,
+    cuts=frozenset({"neurons"}),
 )
