@@ -82,11 +82,12 @@ class Quantized:
     """The integer grids that a model was calibrated for or trained on.
 
     ranges: the smallest and largest number of each point (``steps/quantize/points``) by its name;
-    none on the meta device.
+    none on the meta device. block: how many inputs of a matrix share a scale; all, when none.
     """
 
     scheme: Scheme
     ranges: Mapping[str, tuple[float, float]]
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,9 @@ def _read_quantized(record: dict[str, Any]) -> Quantized | None:
     if found is None:
         return None
     return Quantized(
-        found["scheme"], {k: (low, high) for k, (low, high) in found["ranges"].items()}
+        found["scheme"],
+        {k: (low, high) for k, (low, high) in found["ranges"].items()},
+        found.get("block"),
     )
 
 

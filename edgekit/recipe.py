@@ -31,6 +31,7 @@ _GROUP = "edgekit.steps"
 _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "round-weights": "edgekit.steps.quantize.round_weights:RoundWeights",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
 

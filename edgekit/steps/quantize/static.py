@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgekit.artifact import STATIC
+from edgekit.artifact import MATRIX_BITS, STATIC, Scheme, one_of
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
 from edgekit.steps.quantize.fake import Point, Table, Weight
-from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
+from edgekit.steps.quantize.grid import Grid, quantize, quantize_int8
 from edgekit.steps.quantize.points import RELU6, Traced, tensor_of, trace
 
 if TYPE_CHECKING:
@@ -43,13 +43,18 @@ def traced(model: Model) -> Traced:
     return found
 
 
-def require_rows(name: str, model: Model, context: Context) -> None:
-    """What any step needs that looks at activations. Raises RecipeError."""
+def require_float(name: str, model: Model) -> None:
+    """What any step needs that puts a model on a grid. Raises RecipeError."""
     if model.quantized is not None:
         raise RecipeError(
             f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
             "the checkpoint that it was made of"
         )
+
+
+def require_rows(name: str, model: Model, context: Context) -> None:
+    """What any step needs that looks at activations. Raises RecipeError."""
+    require_float(name, model)
     if context.rows is None:
         raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
     if len(context.rows) < _ENOUGH:
@@ -63,6 +68,12 @@ def require_rows(name: str, model: Model, context: Context) -> None:
             f"{name}: all {len(labels)} training rows have the label {labels[0]!r}; give rows of "
             "every class"
         )
+
+
+def require_block(name: str, block: int | None, scheme: Scheme) -> None:
+    """What a step needs that rounds matrices in blocks. Raises RecipeError."""
+    if block is not None and (block < 1 or scheme not in MATRIX_BITS):
+        raise RecipeError(f"{name}: block is for {one_of(tuple(MATRIX_BITS))}; leave it out")
 
 
 def pieces(model: Model, encoded: Encoded, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -106,8 +117,7 @@ def snap(found: Traced) -> None:
         for name, part in found.weights.items():
             if isinstance(part, Weight):
                 tensor = tensor_of(found.module, name)
-                values = dequantize(*_integers(tensor, part), block=part.block)
-                tensor.copy_(torch.from_numpy(values))
+                tensor.copy_(part.rounded(tensor))
 
 
 def _integers(tensor: torch.Tensor, part: Weight | Table) -> tuple[Array, Array]:
