@@ -14,7 +14,7 @@
    ``int2-weights``: integers from -1 to 1, stored 2 higher, four to a byte (ONNX Runtime 1.24).
 4. All schemes, Gather and Slice of rows of a constant table: int8 table with a scale for each row;
    rows and scales are picked and multiplied. Tables below 1,024 values stay as they are.
-   ``int4-all``: integers from -7 to 7, two to a byte (rule 2 of ``packing``).
+   ``int4-all``, the word table: integers from -7 to 7, two to a byte (rules 2 and 3 of ``packing``).
 5. All schemes, Conv: int8 filter with a scale for each output channel, widened by Cast and Mul,
    which ONNX Runtime works out once, at load: the file is small and runs as fast as float32. (The
    same with DequantizeLinear is repeated in every run: MobileNetV2 31 instead of 15 ms.
@@ -243,7 +243,7 @@ class _Rewriting:
         result = node.output[0]
         values = self.constants[table]
         rows = values.reshape(-1, values.shape[-1])
-        bits = table_bits(self.scheme, values.shape[-1])
+        bits = table_bits(self.scheme, rows.shape)
         is_new = (table, "rows") not in self.integers
         integers, scales = self._quantize(table, rows, axis=0, use="rows", bits=bits)
         if is_new:

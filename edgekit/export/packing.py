@@ -7,7 +7,9 @@
    from -7 to 7 becomes D / 2 numbers of int8: 16 times number i + D / 2, plus number i. Float
    arithmetic that every runtime has takes a byte b apart, exactly: the second is r = round(b / 16),
    the first b - 16 r, because it is less than half of 16.
-3. A row of an odd number of integers keeps 8 bits.
+3. Word tables have 4 bits: those of 1,024 rows and more, of an even width. Tables of positions and
+   token types are small, and each of their rows is in every text (all tables of MiniLM in 4 bits:
+   error 0.18 of the spread; the words' alone: 0.07).
 """
 
 import numpy as np
@@ -17,6 +19,7 @@ from edgekit.artifact import TABLE_BITS, Scheme
 from edgekit.steps.quantize.grid import Int8
 
 STEP = 16.0  # of rule 2
+_WORDS = 1024  # of rule 3
 
 
 def pack_bits(numbers: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
@@ -28,9 +31,10 @@ def pack_bits(numbers: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8
     return packed
 
 
-def table_bits(scheme: Scheme, width: int) -> int:
-    """Bits of the integers of a table with rows so wide."""
-    return TABLE_BITS.get(scheme, 8) if width % 2 == 0 else 8
+def table_bits(scheme: Scheme, shape: tuple[int, ...]) -> int:
+    """Bits of the integers of a table [rows, width] (rule 3)."""
+    rows, width = shape
+    return TABLE_BITS.get(scheme, 8) if rows >= _WORDS and width % 2 == 0 else 8
 
 
 def pack_rows(integers: Int8) -> Int8:

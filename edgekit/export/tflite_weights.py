@@ -8,8 +8,8 @@
    scale for each output channel; inputs as in rule 1. A weight of less than 4 rows or 32 columns, or
    of columns that do not fill their last byte, follows rule 1. ``int2-weights``: int2, from -1 to 1
    (LiteRT 2.2).
-4. All schemes, EMBEDDING_LOOKUP: int8 table with a scale for each row. ``int4-all``: integers from
-   -7 to 7, two to an int8 (rule 2 of ``packing``).
+4. All schemes, EMBEDDING_LOOKUP: int8 table with a scale for each row. ``int4-all``, the word
+   table: integers from -7 to 7, two to an int8 (rules 2 and 3 of ``packing``).
 5. All schemes, convolutions: int8 filter with a scale for each output channel, widened by a
    DEQUANTIZE, which runtimes do once, at load: an image model is bound by arithmetic, not by
    reading its weights. (The kernels that take int8 filters as they are: 5 to 16 times slower on
@@ -164,15 +164,14 @@ class _Rewriting:
         """Rule 4."""
         ids, table = op.inputs
         assert table is not None
-        width = table.shape[-1]
-        bits = table_bits(self.scheme, width)
+        bits = table_bits(self.scheme, table.shape)
         integers, scales = self.grid.integers(table, 0, bits, table=True)
         scale_table = constant(f"{table.name}.scale", scales.reshape(-1, 1))
         output = op.outputs[0]
         rows = _like(output, f"{output.name}.unscaled")
         row_scales = _like(output, f"{output.name}.scale", width=1)
         version = _EMBEDDING_LOOKUP_INT8
-        packed = rows if bits == 8 else _like(rows, f"{output.name}.packed", width=width // 2)
+        packed = rows if bits == 8 else _like(rows, f"{output.name}.packed", width=table.shape[-1] // 2)
         return [
             operator("EMBEDDING_LOOKUP", [ids, integers], [packed], version=version),
             *([] if bits == 8 else _unpack(packed, rows)),

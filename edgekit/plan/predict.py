@@ -7,6 +7,7 @@ shapes, operators) is estimated from the number of operators that the forward ru
 model it is below 2 % of the file.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,9 @@ def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
             if tensor.name in matrices:
                 total += _matrix_bytes(tensor.shape, scheme, model.artifact.format, 1)
             else:
-                bits = 16 if scheme == "fp16" else table_bits(scheme, tensor.shape[-1])
-                total += tensor.bytes * bits // 32
+                width = tensor.shape[-1]
+                bits = table_bits(scheme, (math.prod(tensor.shape) // width, width))
+                total += tensor.bytes * (16 if scheme == "fp16" else bits) // 32
     return total
 
 
@@ -221,7 +223,8 @@ def _stored_static(
 
 def _rows_bytes(count: int, width: int, scheme: Scheme) -> int:
     """Bytes of a table of so many numbers, with a scale for each row."""
-    return count * table_bits(scheme, width) // 8 + 4 * (count // width)
+    rows = count // width
+    return count * table_bits(scheme, (rows, width)) // 8 + 4 * rows
 
 
 def _matrix_bytes(shape: tuple[int, ...], scheme: Scheme, format: Format, graphs: int) -> int:
