@@ -133,8 +133,8 @@ def scheme_refusal(target: Target, formats: Sequence[Format], scheme: Scheme) ->
         if needed is None or Version(runtime.oldest) < Version(needed):
             listed = one_of([f"{package} {version}" for package, version in oldest.items()])
             return (
-                f"{target.name} promises {runtime.package} {runtime.oldest}, and {scheme} runs from "
-                f"{listed} on; choose another scheme, or a target with a newer runtime"
+                f"{target.name} promises {runtime.package} {runtime.oldest}, and {scheme} runs "
+                f"from {listed} on; choose another scheme, or a target with a newer runtime"
             )
     refusals = (cannot_hold(format, scheme) for format in formats)
     return next((refusal for refusal in refusals if refusal is not None), None)

@@ -8,13 +8,14 @@
 2. ``int8-weights``, the same operators: int8 weight with a scale for each output channel, widened
    as in rule 5; the product stays as it is, in float32.
 3. ``int4-weights`` and ``int4-all``, the same operators: MatMulNBits of the domain com.microsoft,
-   which ONNX Runtime knows since 1.17; integers from -7 to 7, stored 8 higher, two to a byte, with a
-   scale for each block of 32 along the input. Accuracy level 4: the other factor is quantized to
+   which ONNX Runtime knows since 1.17; integers from -7 to 7, stored 8 higher, two to a byte, with
+   a scale for each block of 32 along the input. Accuracy level 4: the other factor is quantized to
    int8 by the same blocks, where the CPU has a kernel for that. Add of the bias follows.
    ``int2-weights``: integers from -1 to 1, stored 2 higher, four to a byte (ONNX Runtime 1.24).
 4. All schemes, Gather and Slice of rows of a constant table: int8 table with a scale for each row;
    rows and scales are picked and multiplied. Tables below 1,024 values stay as they are.
-   ``int4-all``, the word table: integers from -7 to 7, two to a byte (rules 2 and 3 of ``packing``).
+   ``int4-all``, the word table: integers from -7 to 7, two to a byte (rules 2 and 3 of
+   ``packing``).
 5. All schemes, Conv: int8 filter with a scale for each output channel, widened by Cast and Mul,
    which ONNX Runtime works out once, at load: the file is small and runs as fast as float32. (The
    same with DequantizeLinear is repeated in every run: MobileNetV2 31 instead of 15 ms.

@@ -5,9 +5,9 @@
 2. ``int8-weights``, FULLY_CONNECTED: int8 weight with a scale for each output channel, widened as
    in rule 5; the product stays as it is, in float32.
 3. ``int4-weights`` and ``int4-all``, FULLY_CONNECTED: int4 weight, integers from -7 to 7, with a
-   scale for each output channel; inputs as in rule 1. A weight of less than 4 rows or 32 columns, or
-   of columns that do not fill their last byte, follows rule 1. ``int2-weights``: int2, from -1 to 1
-   (LiteRT 2.2).
+   scale for each output channel; inputs as in rule 1. A weight of less than 4 rows or 32 columns,
+   or of columns that do not fill their last byte, follows rule 1. ``int2-weights``: int2, from -1
+   to 1 (LiteRT 2.2).
 4. All schemes, EMBEDDING_LOOKUP: int8 table with a scale for each row. ``int4-all``, the word
    table: integers from -7 to 7, two to an int8 (rules 2 and 3 of ``packing``).
 5. All schemes, convolutions: int8 filter with a scale for each output channel, widened by a
@@ -74,9 +74,7 @@ def quantize_weights(program: Program, scheme: Scheme) -> None:
 def _stored(name: str, integers: Int8, bits: int, table: bool) -> Tensor:
     if bits == 8:
         return constant(name, integers)
-    return (
-        constant(name, pack_rows(integers)) if table else packed_constant(name, integers, bits)
-    )
+    return constant(name, pack_rows(integers)) if table else packed_constant(name, integers, bits)
 
 
 class _Grid:
@@ -171,7 +169,9 @@ class _Rewriting:
         rows = _like(output, f"{output.name}.unscaled")
         row_scales = _like(output, f"{output.name}.scale", width=1)
         version = _EMBEDDING_LOOKUP_INT8
-        packed = rows if bits == 8 else _like(rows, f"{output.name}.packed", width=table.shape[-1] // 2)
+        packed = (
+            rows if bits == 8 else _like(rows, f"{output.name}.packed", width=table.shape[-1] // 2)
+        )
         return [
             operator("EMBEDDING_LOOKUP", [ids, integers], [packed], version=version),
             *([] if bits == 8 else _unpack(packed, rows)),

@@ -138,7 +138,7 @@ def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> 
 
 
 def _check_block(quantized: "Quantized", scheme: Scheme, format: Format) -> None:
-    """Refuse a file whose scales are for other blocks than the model's: it would be rounded anew."""
+    """Refuse a file with other blocks than the model's: it would be rounded anew."""
     block = BLOCK if format == "onnx" else None
     if scheme == quantized.scheme and scheme in MATRIX_BITS and quantized.block != block:
         option = "leave out the step's option block" if block is None else f"add block={block}"

@@ -86,12 +86,12 @@ def fitted_scales(weight: Float32, bits: int) -> Float32:
     """
     full = weight_scales(weight, bits)
     factors = np.arange(100, 68, -2, dtype=np.float32) / 100
-    errors = [
-        np.square(weight - dequantize(to_integers(weight, full * factor, bits), full * factor))
-        .sum(1)
-        for factor in factors
-    ]
-    return full * factors[np.argmin(errors, axis=0)]
+    errors = []
+    for factor in factors:
+        rounded = dequantize(to_integers(weight, full * factor, bits), full * factor)
+        errors.append(np.square(weight - rounded).sum(1))
+    fitted: Float32 = full * factors[np.argmin(errors, axis=0)]
+    return fitted
 
 
 def int8_scales(weight: Float32, axis: int = 0) -> Float32:
