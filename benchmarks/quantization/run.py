@@ -11,7 +11,7 @@ record, and the curve of 2 bits (one command for each number of epochs, one accu
 
     … --record low_bit.json --format tflite --row int4-weights round-weights \\
         --row int4-all round-weights:scheme=int4-all \\
-        --row int4-weights trim-vocabulary:common=3000 round-weights
+        --row int4-weights trim-vocabulary:common=2500 round-weights
     … --record low_bit.json --format onnx --row int2-weights \\
         quantize-aware-train:scheme=int2-weights,block=32,epochs=4,learning-rate=0.0003
 
