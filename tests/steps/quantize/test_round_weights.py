@@ -29,6 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 64, "hidden_dim": 96},
     "albert": {"hidden_size": 64, "intermediate_size": 96},
 }
+OTHERS = [family for family in SIZES if family != "bert"]
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("neural_compressor") is None, reason="needs the extra rounding"
 )
@@ -68,7 +69,9 @@ def _integers(weight: torch.Tensor, top: int, block: int | None) -> np.ndarray:
 
 
 @needs_library
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)]
+)
 @pytest.mark.parametrize(("format", "block"), [("onnx", 32), ("tflite", None)])
 def test_a_file_holds_the_very_integers_that_gptq_chose(
     format: Format, block: int | None, family: str, tmp_path: Path
