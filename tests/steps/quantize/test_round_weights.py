@@ -86,7 +86,8 @@ def test_a_file_holds_the_very_integers_that_gptq_chose(
     for name, linear in _linears(made).items():
         before = _linears(model)[name].weight
         assert not linear.weight.equal(before)
-        if format == "onnx" or len(before) >= 4:
+        # TFLite's kernel takes 4 bits from 4 rows and 32 columns on.
+        if format == "onnx" or (len(before) >= 4 and before.shape[1] >= 32):
             wanted.add(_integers(linear.weight, 7, block).tobytes())
     assert {integers.astype(np.int8).tobytes() for integers, _ in matrices(path)} == wanted
 
