@@ -42,7 +42,7 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-dynamic": (125, 1100),
         "int8-weights": (135, 900),
         "int4-weights": (99, 1300),
-        "int4-all": (99, 3600),
+        "int4-all": (99, 1900),
         "int2-weights": (99, 1300),
         "int8-static": (260, 5500),
     },
