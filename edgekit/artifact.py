@@ -12,17 +12,31 @@ FORMATS: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "tflite": ".tflite", "torchscript": ".pt"}
 
 Scheme = Literal[
-    "fp32", "fp16", "int8-dynamic", "int8-weights", "int4-weights", "int8-static", "int16x8"
+    "fp32",
+    "fp16",
+    "int8-dynamic",
+    "int8-weights",
+    "int4-weights",
+    "int4-all",
+    "int2-weights",
+    "int8-static",
+    "int16x8",
 ]
 SCHEMES: tuple[Scheme, ...] = typing.get_args(Scheme)
 # Those without integers, which are all that GPU delegates take.
 FLOAT_SCHEMES: tuple[Scheme, ...] = ("fp32", "fp16")
 # Those whose activations are integers too, of ranges that a step found.
 STATIC: tuple[Scheme, ...] = ("int8-static", "int16x8")
+# Bits of the matrices where they are fewer than 8.
+MATRIX_BITS: dict[Scheme, int] = {"int4-weights": 4, "int4-all": 4, "int2-weights": 2}
+# Bits of the tables where they are fewer than 8.
+TABLE_BITS: dict[Scheme, int] = {"int4-all": 4}
 # Why a format cannot hold a scheme. What is not named here, it can.
 _CANNOT_HOLD: dict[tuple[Format, Scheme], str] = {
     ("torchscript", "int8-weights"): "libtorch would widen the weights again in every run",
     ("torchscript", "int4-weights"): "libtorch has no portable product with weights of 4 bits",
+    ("torchscript", "int4-all"): "libtorch has no portable product with weights of 4 bits",
+    ("torchscript", "int2-weights"): "libtorch has no product with weights of 2 bits",
     ("torchscript", "int8-static"): "libtorch's static kernels are leaving it with torch.ao",
     ("onnx", "int16x8"): "ONNX Runtime has no product of 16-bit activations and 8-bit weights",
     ("torchscript", "int16x8"): "libtorch has no product of 16-bit integers",

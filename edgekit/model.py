@@ -84,12 +84,14 @@ class Quantized:
 
     ranges: the smallest and largest number of each point (``steps/quantize/points``) by its name;
     none on the meta device. float_layers: the layers whose arithmetic stays float, as
-    ``points.layer_of`` names them.
+    ``points.layer_of`` names them. block: how many inputs of a matrix share a scale; all, when
+    none.
     """
 
     scheme: Scheme
     ranges: Mapping[str, tuple[float, float]]
     float_layers: tuple[str, ...] = ()
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,7 @@ def _read_quantized(record: dict[str, Any]) -> Quantized | None:
         found["scheme"],
         {k: (low, high) for k, (low, high) in found["ranges"].items()},
         tuple(found.get("float_layers", ())),
+        found.get("block"),
     )
 
 

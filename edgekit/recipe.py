@@ -38,6 +38,7 @@ _BUILT_IN = {
     "prune-ffn": "edgekit.steps.prune_ffn:PruneFfn",
     "prune-heads": "edgekit.steps.prune_heads:PruneHeads",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "round-weights": "edgekit.steps.quantize.round_weights:RoundWeights",
     "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "tie-layers": "edgekit.steps.tie_layers:TieLayers",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",

@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from packaging.version import Version
+
 from edgekit.artifact import SCHEMES, STATIC, Format, Scheme, cannot_hold, one_of
 from edgekit.errors import TargetError
 from edgekit.toml import read_toml
 
 _FILE = "target.toml"
+# Schemes that only newer runtimes run, and the first version of each that does.
+_RUNS_FROM: dict[Scheme, dict[str, str]] = {
+    "int2-weights": {"onnxruntime": "1.24.1", "ai-edge-litert": "2.2.0"}
+}
 
 
 @dataclass(frozen=True)
@@ -128,5 +134,15 @@ def scheme_refusal(target: Target, formats: Sequence[Format], scheme: Scheme) ->
             f"{target.name}: the instruction set {target.instruction_set} saturates with 8-bit "
             f"weights, which {scheme} has; choose int8-dynamic, or --format tflite"
         )
+    oldest = _RUNS_FROM.get(scheme)
+    if oldest is not None:
+        runtime = target.runtime
+        needed = oldest.get(runtime.package)
+        if needed is None or Version(runtime.oldest) < Version(needed):
+            listed = one_of([f"{package} {version}" for package, version in oldest.items()])
+            return (
+                f"{target.name} promises {runtime.package} {runtime.oldest}, and {scheme} runs "
+                f"from {listed} on; choose another scheme, or a target with a newer runtime"
+            )
     refusals = (cannot_hold(format, scheme) for format in formats)
     return next((refusal for refusal in refusals if refusal is not None), None)

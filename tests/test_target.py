@@ -1,12 +1,13 @@
 """Targets: the ones that come with edgekit, and folders of one's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgekit.artifact import SCHEMES
 from edgekit.errors import TargetError
-from edgekit.target import load_target, scheme_refusal, target_names
+from edgekit.target import Runtime, load_target, scheme_refusal, target_names
 
 _GOOD = """\
 description = "a board"
@@ -57,7 +58,7 @@ def test_a_format_that_cannot_hold_the_scheme_is_refused() -> None:
     assert refused is not None and refused.startswith("torchscript cannot hold int4-weights: ")
 
 
-def test_a_target_without_a_list_takes_every_scheme(tmp_path: Path) -> None:
+def test_a_target_without_a_list_names_every_scheme(tmp_path: Path) -> None:
     (tmp_path / "target.toml").write_text(_GOOD)
     assert load_target(str(tmp_path)).schemes == SCHEMES
 
@@ -68,6 +69,24 @@ def test_integer_ends_are_for_static_tflite(tmp_path: Path) -> None:
     (tmp_path / "target.toml").write_text(text)
     with pytest.raises(TargetError, match="integer_ends: is for TFLite and for the schemes"):
         load_target(str(tmp_path))
+@pytest.mark.parametrize(
+    ("package", "oldest", "runs"),
+    [
+        ("onnxruntime", "1.23.2", False),
+        ("onnxruntime", "1.31.0", True),
+        ("ai-edge-litert", "2.1.6", False),
+        ("ai-edge-litert", "2.2.0", True),
+        ("tflite-runtime", "2.14.0", False),
+    ],
+)
+def test_a_scheme_that_the_oldest_runtime_lacks_is_refused(
+    package: str, oldest: str, runs: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "target.toml").write_text(_GOOD)
+    target = replace(load_target(str(tmp_path)), runtime=Runtime(package, oldest))
+    refused = scheme_refusal(target, ("onnx",), "int2-weights")
+    assert (refused is None) == runs
+    assert runs or (refused is not None and f"promises {package} {oldest}" in refused)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits in ONNX. Rules, by scheme:
+"""Weights of 8, 4 and 2 bits in ONNX. Rules, by scheme:
 
 1. ``int8-dynamic``, MatMul and Gemm with a constant matrix: int8 weight with a scale for each
    output column. The other factor is quantized when the model runs, to uint8 with one scale and
@@ -7,12 +7,15 @@
    kernel (DynamicQuantizeMatMul, or MatMulIntegerToFloat where products share an input).
 2. ``int8-weights``, the same operators: int8 weight with a scale for each output channel, widened
    as in rule 5; the product stays as it is, in float32.
-3. ``int4-weights``, the same operators: MatMulNBits of the domain com.microsoft, which ONNX Runtime
-   knows since 1.17; integers from -7 to 7, stored 8 higher, two to a byte, with a scale for each
-   block of 32 along the input. Accuracy level 4: the other factor is quantized to int8 by the same
-   blocks, where the CPU has a kernel for that. Add of the bias follows.
+3. ``int4-weights`` and ``int4-all``, the same operators: MatMulNBits of the domain com.microsoft,
+   which ONNX Runtime knows since 1.17; integers from -7 to 7, stored 8 higher, two to a byte, with
+   a scale for each block of 32 along the input. Accuracy level 4: the other factor is quantized to
+   int8 by the same blocks, where the CPU has a kernel for that. Add of the bias follows.
+   ``int2-weights``: integers from -1 to 1, stored 2 higher, four to a byte (ONNX Runtime 1.24).
 4. All schemes, Gather and Slice of rows of a constant table: int8 table with a scale for each row;
    rows and scales are picked and multiplied. Tables below 1,024 values stay as they are.
+   ``int4-all``, the word table: integers from -7 to 7, two to a byte (rules 2 and 3 of
+   ``packing``).
 5. All schemes, Conv: int8 filter with a scale for each output channel, widened by Cast and Mul,
    which ONNX Runtime works out once, at load: the file is small and runs as fast as float32. (The
    same with DequantizeLinear is repeated in every run: MobileNetV2 31 instead of 15 ms.
@@ -30,9 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.artifact import Scheme
+from edgekit.artifact import MATRIX_BITS, Scheme
 from edgekit.contents.onnx import subgraphs
 from edgekit.errors import ModelError
+from edgekit.export.packing import STEP, pack_bits, pack_rows, table_bits
 from edgekit.steps.quantize.grid import quantize
 
 if TYPE_CHECKING:
@@ -44,9 +48,9 @@ _OPSET = 11  # of DynamicQuantizeLinear
 _SMALLEST_TABLE = 1024
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 BLOCK = 32  # of rule 3
-_ZERO = 8  # where MatMulNBits has its zero when it is told of none
 _INT8_ACTIVATIONS = 4  # an accuracy level
 _MICROSOFT = "com.microsoft"
+_STEP = "packing.step"
 
 
 def quantize_weights(model: "onnx.ModelProto", scheme: Scheme, bits: int = 8) -> None:
@@ -167,8 +171,8 @@ class _Rewriting:
         result = node.output[0]
         biases = [name for name in node.input[2:] if name]
         product = f"{result}.unbiased" if biases else result
-        if self.scheme == "int4-weights":
-            self._multiply_4(node, product, transposed)
+        if self.scheme in MATRIX_BITS:
+            self._multiply_packed(node, product, transposed, MATRIX_BITS[self.scheme])
         else:
             self._multiply_8(node, product, transposed)
         if biases:
@@ -193,14 +197,16 @@ class _Rewriting:
         self._add("Mul", [scale, scales], [f"{result}.scale"])
         self._add("Mul", [f"{result}.unscaled", f"{result}.scale"], [product])
 
-    def _multiply_4(self, node: "onnx.NodeProto", product: str, transposed: bool) -> None:
+    def _multiply_packed(
+        self, node: "onnx.NodeProto", product: str, transposed: bool, bits: int
+    ) -> None:
         """Rule 3, but for the bias."""
         state, weight = node.input[:2]
         rows = self.constants[weight] if transposed else self.constants[weight].T
-        use = "int4.transposed" if transposed else "int4"
+        use = f"int{bits}.transposed" if transposed else f"int{bits}"
         if (weight, use) not in self.integers:
             self.integers[weight, use] = names = (f"{weight}.{use}", f"{weight}.{use}.scale")
-            self.constants |= dict(zip(names, _packed_blocks(rows), strict=True))
+            self.constants |= dict(zip(names, _packed_blocks(rows, bits), strict=True))
         outputs, inputs = rows.shape
         self._add(
             "MatMulNBits",
@@ -210,7 +216,7 @@ class _Rewriting:
             domain=_MICROSOFT,
             K=inputs,
             N=outputs,
-            bits=4,
+            bits=bits,
             block_size=BLOCK,
             accuracy_level=_INT8_ACTIVATIONS,
         )
@@ -238,14 +244,32 @@ class _Rewriting:
         result = node.output[0]
         values = self.constants[table]
         rows = values.reshape(-1, values.shape[-1])
-        integers, scales = self._quantize(table, rows, axis=0, use="rows")
-        self.constants[integers] = self.constants[integers].reshape(values.shape)
-        self.constants[scales] = self.constants[scales].reshape(*values.shape[:-1], 1)
+        bits = table_bits(self.scheme, rows.shape)
+        is_new = (table, "rows") not in self.integers
+        integers, scales = self._quantize(table, rows, axis=0, use="rows", bits=bits)
+        if is_new:
+            stored = self.constants[integers].reshape(values.shape)
+            self.constants[integers] = pack_rows(stored) if bits == 4 else stored
+            self.constants[scales] = self.constants[scales].reshape(*values.shape[:-1], 1)
         options = _attributes(node)
         self._add(kind, [integers, *which], [f"{result}.int8"], node.name or result, **options)
         self._add(kind, [scales, *which], [f"{result}.scale"], **options)
-        self._add("Cast", [f"{result}.int8"], [f"{result}.unscaled"], to=_FLOAT)
+        if bits == 4:
+            self._add("Cast", [f"{result}.int8"], [f"{result}.packed"], to=_FLOAT)
+            self._unpack(f"{result}.packed", f"{result}.unscaled")
+        else:
+            self._add("Cast", [f"{result}.int8"], [f"{result}.unscaled"], to=_FLOAT)
         self._add("Mul", [f"{result}.unscaled", f"{result}.scale"], [result])
+
+    def _unpack(self, packed: str, rows: str) -> None:
+        """Both numbers of each byte, side by side (rule 2 of ``packing``)."""
+        self.constants[_STEP] = np.array(STEP, np.float32)
+        first, second, whole = (f"{rows}.{part}" for part in ("first", "second", "whole"))
+        self._add("Div", [packed, _STEP], [f"{rows}.quotient"])
+        self._add("Round", [f"{rows}.quotient"], [second])
+        self._add("Mul", [second, _STEP], [whole])
+        self._add("Sub", [packed, whole], [first])
+        self._add("Concat", [first, second], [rows], axis=-1)
 
     def _convolution(self, node: "onnx.NodeProto") -> bool:
         filters = self.constants.get(node.input[1])
@@ -302,14 +326,14 @@ class _Rewriting:
         self.nodes.append(onnx.helper.make_node(kind, inputs, list(outputs), named, **options))
 
 
-def _packed_blocks(rows: Array) -> tuple[Array, Array]:
-    """Integers [outputs, blocks, 16] of two to a byte, and scales [outputs * blocks]."""
+def _packed_blocks(rows: Array, bits: int) -> tuple[Array, Array]:
+    """Integers [outputs, blocks, 32 bits / 8] as bytes, and scales [outputs * blocks]."""
     outputs, inputs = rows.shape
-    integers, scales = quantize(rows, bits=4, block=BLOCK)
-    stored = np.full((outputs, scales.shape[1] * BLOCK), _ZERO, np.uint8)
-    stored[:, :inputs] = integers + _ZERO
-    low, high = stored[:, 0::2], stored[:, 1::2]
-    return (low | high << 4).reshape(*scales.shape, BLOCK // 2), scales.reshape(-1)
+    integers, scales = quantize(rows, bits, block=BLOCK)
+    zero = 2 ** (bits - 1)  # where MatMulNBits has it when it is told of none
+    stored = np.full((outputs, scales.shape[1] * BLOCK), zero, np.uint8)
+    stored[:, :inputs] = integers + zero
+    return pack_bits(stored, bits).reshape(*scales.shape, BLOCK * bits // 8), scales.reshape(-1)
 
 
 def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:

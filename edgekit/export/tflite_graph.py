@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Tensor as Described
+from edgekit.export.packing import pack_bits
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -122,12 +123,13 @@ def constant(name: str, values: npt.NDArray[Any], fields: Any = None) -> Tensor:
     return Tensor(name, number, values.shape, data, fields)
 
 
-def int4_constant(name: str, integers: npt.NDArray[np.int8], fields: Any = None) -> Tensor:
-    """A constant of 4-bit integers (-8 to 7), two to a byte, the first in the lower half."""
-    flat = integers.reshape(-1).view(np.uint8) & 15
-    halves = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    data = halves[0::2] | halves[1::2] << 4
-    return Tensor(name, schema().TensorType.INT4, integers.shape, data, fields)
+def packed_constant(
+    name: str, integers: npt.NDArray[np.int8], bits: int, fields: Any = None
+) -> Tensor:
+    """A constant of 4-bit or 2-bit integers, several to a byte."""
+    data = pack_bits(integers.view(np.uint8) & np.uint8(2**bits - 1), bits)
+    number = getattr(schema().TensorType, f"INT{bits}")
+    return Tensor(name, number, integers.shape, data, fields)
 
 
 def operator(

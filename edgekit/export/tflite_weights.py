@@ -1,14 +1,15 @@
-"""Weights of 8 and 4 bits in TFLite. Rules, by scheme:
+"""Weights of 8, 4 and 2 bits in TFLite. Rules, by scheme:
 
 1. ``int8-dynamic``, FULLY_CONNECTED: int8 weight with a scale for each output channel; inputs are
    quantized to int8 at run time, asymmetric, with one scale a row.
 2. ``int8-weights``, FULLY_CONNECTED: int8 weight with a scale for each output channel, widened as
    in rule 5; the product stays as it is, in float32.
-3. ``int4-weights``, FULLY_CONNECTED: int4 weight, integers from -7 to 7, with a scale for each
-   output channel; inputs as in rule 1. A weight of less than 4 rows or 32 columns, or an odd number
-   of columns, follows rule 1.
-4. All schemes, EMBEDDING_LOOKUP: int8 table with a scale for each row. (tflite-runtime 2.14 refuses
-   one of 4 bits.)
+3. ``int4-weights`` and ``int4-all``, FULLY_CONNECTED: int4 weight, integers from -7 to 7, with a
+   scale for each output channel; inputs as in rule 1. A weight of less than 4 rows or 32 columns,
+   or of columns that do not fill their last byte, follows rule 1. ``int2-weights``: int2, from -1
+   to 1 (LiteRT 2.2).
+4. All schemes, EMBEDDING_LOOKUP: int8 table with a scale for each row. ``int4-all``, the word
+   table: integers from -7 to 7, two to an int8 (rules 2 and 3 of ``packing``).
 5. All schemes, convolutions: int8 filter with a scale for each output channel, widened by a
    DEQUANTIZE, which runtimes do once, at load: an image model is bound by arithmetic, not by
    reading its weights. (The kernels that take int8 filters as they are: 5 to 16 times slower on
@@ -35,7 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.artifact import Scheme
+from edgekit.artifact import MATRIX_BITS, Scheme
+from edgekit.export.packing import STEP, pack_rows, table_bits
 from edgekit.export.tflite_graph import (
     Bytes,
     Graph,
@@ -43,11 +45,11 @@ from edgekit.export.tflite_graph import (
     Program,
     Tensor,
     constant,
-    int4_constant,
     operator,
+    packed_constant,
     schema,
 )
-from edgekit.steps.quantize.grid import Float32, quantize
+from edgekit.steps.quantize.grid import Float32, Int8, quantize
 
 # The version of each operator that its int8 form asks for (op_version.cc in TensorFlow).
 _FULLY_CONNECTED_ASYMMETRIC = 9
@@ -69,21 +71,28 @@ def quantize_weights(program: Program, scheme: Scheme) -> None:
         _Rewriting(scheme, grid).rewrite(graph)
 
 
+def _stored(name: str, integers: Int8, bits: int, table: bool) -> Tensor:
+    if bits == 8:
+        return constant(name, integers)
+    return constant(name, pack_rows(integers)) if table else packed_constant(name, integers, bits)
+
+
 class _Grid:
     """The integers of each constant, made once however many graphs hold it."""
 
     def __init__(self) -> None:
         # The float bytes are kept as well: while they live, their id is theirs alone.
-        self._made: dict[tuple[int, int, int], tuple[Bytes, Tensor, Float32]] = {}
+        self._made: dict[tuple[int, int, int, bool], tuple[Bytes, Tensor, Float32]] = {}
 
-    def integers(self, weight: Tensor, axis: int, bits: int = 8) -> tuple[Tensor, Float32]:
+    def integers(
+        self, weight: Tensor, axis: int, bits: int = 8, *, table: bool = False
+    ) -> tuple[Tensor, Float32]:
         """``weight`` as a new tensor that says "scale 1", and its channels' true scales."""
         assert weight.data is not None
-        key = (id(weight.data), axis, bits)
+        key = (id(weight.data), axis, bits, table)
         if key not in self._made:
             integers, scales = quantize(weight.values(), bits, axis)
-            stored = int4_constant if bits == 4 else constant
-            self._made[key] = weight.data, stored(weight.name, integers), scales
+            self._made[key] = weight.data, _stored(weight.name, integers, bits, table), scales
         _, found, scales = self._made[key]
         fields = _scaled([1.0])
         return Tensor(weight.name, found.type, found.shape, found.data, fields), scales
@@ -110,8 +119,9 @@ class _Rewriting:
             assert weight is not None
             if self.scheme == "int8-weights":
                 return self._widen(op, axis=0)
-            if self.scheme == "int4-weights" and fits_int4(weight.shape):
-                return self._fully_connected_4(op)
+            bits = matrix_bits(self.scheme, weight.shape)
+            if bits < 8:
+                return self._fully_connected_packed(op, bits)
             return self._fully_connected_8(op)
         if op.kernel.name == "EMBEDDING_LOOKUP":
             return self._embedding_lookup(op)
@@ -136,13 +146,13 @@ class _Rewriting:
             _multiply(product, constant(f"{weight.name}.scale", scales), output, activation),
         ]
 
-    def _fully_connected_4(self, op: Operator) -> list[Operator]:
+    def _fully_connected_packed(self, op: Operator, bits: int) -> list[Operator]:
         """Rule 3."""
         state, weight, *rest = op.inputs
         assert weight is not None
         key = id(weight.data), 0
         if key not in self.instead:
-            integers, scales = self.grid.integers(weight, axis=0, bits=4)
+            integers, scales = self.grid.integers(weight, axis=0, bits=bits)
             integers.fields = _scaled(scales)
             self.instead[key] = integers
         options = copy.copy(op.fields.builtinOptions)
@@ -152,14 +162,19 @@ class _Rewriting:
         """Rule 4."""
         ids, table = op.inputs
         assert table is not None
-        integers, scales = self.grid.integers(table, axis=0)
+        bits = table_bits(self.scheme, table.shape)
+        integers, scales = self.grid.integers(table, 0, bits, table=True)
         scale_table = constant(f"{table.name}.scale", scales.reshape(-1, 1))
         output = op.outputs[0]
         rows = _like(output, f"{output.name}.unscaled")
         row_scales = _like(output, f"{output.name}.scale", width=1)
         version = _EMBEDDING_LOOKUP_INT8
+        packed = (
+            rows if bits == 8 else _like(rows, f"{output.name}.packed", width=table.shape[-1] // 2)
+        )
         return [
-            operator("EMBEDDING_LOOKUP", [ids, integers], [rows], version=version),
+            operator("EMBEDDING_LOOKUP", [ids, integers], [packed], version=version),
+            *([] if bits == 8 else _unpack(packed, rows)),
             operator("EMBEDDING_LOOKUP", [ids, scale_table], [row_scales]),
             _multiply(rows, row_scales, output),
         ]
@@ -180,10 +195,12 @@ class _Rewriting:
         return [*first, Operator(op.kernel, inputs, op.outputs, op.fields)]
 
 
-def fits_int4(shape: tuple[int, ...]) -> bool:
-    """Whether rule 3 is for a weight of this shape."""
+def matrix_bits(scheme: Scheme, shape: tuple[int, ...]) -> int:
+    """Bits of a FULLY_CONNECTED's weight of this shape (rules 1 and 3)."""
     rows, columns = shape
-    return rows >= _LEAST_ROWS and columns >= _LEAST_COLUMNS and columns % 2 == 0
+    bits = MATRIX_BITS.get(scheme, 8)
+    fills = columns * bits % 8 == 0
+    return bits if fills and rows >= _LEAST_ROWS and columns >= _LEAST_COLUMNS else 8
 
 
 def _has_float_weight(op: Operator) -> bool:
@@ -200,6 +217,23 @@ def _dynamic(inputs: list[Tensor | None], output: Tensor, options: Any) -> Opera
     options.asymmetricQuantizeInputs = True
     version = _FULLY_CONNECTED_ASYMMETRIC
     return operator("FULLY_CONNECTED", inputs, [output], version=version, options=options)
+
+
+def _unpack(packed: Tensor, rows: Tensor) -> list[Operator]:
+    """Both numbers of each byte, side by side (rule 2 of ``packing``)."""
+    step, part = constant("packing.step", np.array([STEP], np.float32)), packed.name
+    quotient, second, whole, first = (
+        _like(packed, f"{part}.{name}") for name in ("quotient", "second", "whole", "first")
+    )
+    divided, joined = schema().DivOptionsT(), schema().ConcatenationOptionsT()
+    joined.axis = len(rows.shape) - 1
+    return [
+        operator("DIV", [packed, step], [quotient], options=divided),
+        operator("ROUND", [quotient], [second]),
+        _multiply(second, step, whole),
+        operator("SUB", [packed, whole], [first], options=schema().SubOptionsT()),
+        operator("CONCATENATION", [first, second], [rows], options=joined),
+    ]
 
 
 def _multiply(left: Tensor, right: Tensor, output: Tensor, activation: int = 0) -> Operator:

@@ -21,6 +21,8 @@ _TOLERANCE: dict[Scheme, float] = {
     "int8-dynamic": 0.05,
     "int8-weights": 1e-3,
     "int4-weights": 0.1,
+    "int4-all": 0.1,
+    "int2-weights": 0.1,
     "int8-static": 0.15,
     "int16x8": 0.02,
 }

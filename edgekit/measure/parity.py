@@ -20,6 +20,8 @@ TOLERANCE: dict[Scheme, float] = {
     "int8-dynamic": 0.25,
     "int8-weights": 0.15,
     "int4-weights": 0.4,
+    "int4-all": 0.4,
+    "int2-weights": 0.4,
     "int8-static": 0.4,
     "int16x8": 0.15,
 }

@@ -15,6 +15,8 @@ _DTYPES: dict[Scheme, tuple[str, ...]] = {
     "int8-static": ("int8",),
     "int16x8": ("int8",),
     "int4-weights": ("int4", "int8"),
+    "int4-all": ("int4", "int8"),
+    "int2-weights": ("int2", "int8"),
 }
 # Wider matrices that may stay, as a share of the narrow bytes: position rows, mostly.
 _SHARE = 0.25

@@ -7,14 +7,16 @@ shapes, operators) is estimated from the number of operators that the forward ru
 model it is below 2 % of the file.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact import FLOAT_SCHEMES, STATIC, Format, Scheme
+from edgekit.artifact import FLOAT_SCHEMES, MATRIX_BITS, STATIC, Format, Scheme
 from edgekit.contents import read_contents
 from edgekit.contents.operators import multiplied, read_graph
 from edgekit.export.onnx_weights import BLOCK
-from edgekit.export.tflite_weights import fits_int4
+from edgekit.export.packing import table_bits
+from edgekit.export.tflite_weights import matrix_bits
 from edgekit.filemodel import FileModel
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-dynamic": (125, 1100),
         "int8-weights": (135, 900),
         "int4-weights": (99, 1300),
+        "int4-all": (99, 1900),
+        "int2-weights": (99, 1300),
         "int8-static": (260, 5500),
     },
     "tflite": {
@@ -48,6 +52,8 @@ _GRAPH: dict[Format, dict[Scheme, tuple[int, int]]] = {
         "int8-dynamic": (101, 2500),
         "int8-weights": (95, 2700),
         "int4-weights": (86, 2900),
+        "int4-all": (86, 4500),
+        "int2-weights": (86, 2900),
         "int8-static": (148, 5000),
         "int16x8": (148, 5000),
     },
@@ -95,7 +101,7 @@ def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
     if scheme == "fp32":
         return total
     path = model.artifact.path
-    graph = read_graph(path, None) if scheme == "int4-weights" else None
+    graph = read_graph(path, None) if scheme in MATRIX_BITS else None
     matrices = {} if graph is None else multiplied(graph)
     for tensor in read_contents(path).tensors:
         if tensor.dtype == "float32" and len(tensor.shape) >= 2:
@@ -103,7 +109,9 @@ def _rewritten_bytes(model: FileModel, scheme: Scheme) -> int:
             if tensor.name in matrices:
                 total += _matrix_bytes(tensor.shape, scheme, model.artifact.format, 1)
             else:
-                total += tensor.bytes // (2 if scheme == "fp16" else 4)
+                width = tensor.shape[-1]
+                bits = table_bits(scheme, (math.prod(tensor.shape) // width, width))
+                total += tensor.bytes * (16 if scheme == "fp16" else bits) // 32
     return total
 
 
@@ -191,11 +199,11 @@ def _stored(
     if name == "weight" and isinstance(owner, nn.Linear):
         return _matrix_bytes(tuple(tensor.shape), scheme, format, graphs)
     if isinstance(owner, nn.Embedding):
-        return count + 4 * tensor.shape[0]
+        return _rows_bytes(count, tensor.shape[-1], scheme)
     if name == "weight" and isinstance(owner, nn.Conv2d):
         return count + _PARAMETERS[format] * graphs * tensor.shape[0]
     if name in _TABLES and not longest and count >= 1024:
-        return count + 4 * (count // tensor.shape[-1])
+        return _rows_bytes(count, tensor.shape[-1], scheme)
     return 4 * count
 
 
@@ -218,14 +226,21 @@ def _stored_static(
     return count + (_PARAMETERS[format] + zero) * graphs * channels
 
 
+def _rows_bytes(count: int, width: int, scheme: Scheme) -> int:
+    """Bytes of a table of so many numbers, with a scale for each row."""
+    rows = count // width
+    return count * table_bits(scheme, (rows, width)) // 8 + 4 * rows
+
+
 def _matrix_bytes(shape: tuple[int, ...], scheme: Scheme, format: Format, graphs: int) -> int:
     """Bytes of a linear layer's weight with its scales."""
     rows, columns = shape
-    if scheme == "int4-weights" and format == "onnx":
+    if scheme in MATRIX_BITS and format == "onnx":
         blocks = rows * -(-columns // BLOCK)
-        return blocks * (BLOCK // 2 + 4)
-    if scheme == "int4-weights" and fits_int4(shape):
-        return -(-rows * columns // 2) + _PARAMETERS[format] * graphs * rows
+        return blocks * (BLOCK * MATRIX_BITS[scheme] // 8 + 4)
+    bits = matrix_bits(scheme, shape)
+    if bits < 8:
+        return rows * columns * bits // 8 + _PARAMETERS[format] * graphs * rows
     # A product of int8 numbers in TFLite has its scales in a constant.
     apart = format == "tflite" and scheme != "int8-weights"
     return rows * columns + (4 if apart else _PARAMETERS[format] * graphs) * rows

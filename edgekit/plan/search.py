@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import STATIC, Format, Scheme, one_of
+from edgekit.artifact import MATRIX_BITS, STATIC, Format, Scheme, one_of
 from edgekit.bundle.write import app_files
 from edgekit.errors import RecipeError, UsageError
 from edgekit.export.lengths import choose_lengths, default_lengths
+from edgekit.export.onnx_weights import BLOCK
 from edgekit.filemodel import FileModel
 from edgekit.plan.predict import frees_length, predicted_bytes, weight_bytes
 from edgekit.plan.propose import Plan, Predicted, misfit
@@ -19,7 +20,7 @@ from edgekit.target import Target
 from edgekit.workbench import Workbench, encode
 
 if TYPE_CHECKING:
-    from edgekit.model import Model
+    from edgekit.model import Model, Quantized
 
 # Predictions have been within a thousandth of the file (benchmarks/main_job).
 _MARGIN = 0.997
@@ -125,7 +126,7 @@ def _calibration(
 
 
 def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> None:
-    """Refuse a model trained or calibrated for a scheme that no target is built with."""
+    """Refuse a model on grids that the files do not have."""
     schemes = [work.settings.scheme or target.scheme for target in targets]
     if model.quantized is not None and model.quantized.scheme not in schemes:
         raise RecipeError(
@@ -133,6 +134,33 @@ def _check_grids(work: Workbench, model: "Model", targets: Sequence[Target]) -> 
             f"{one_of(tuple(dict.fromkeys(schemes)))}; add --scheme {model.quantized.scheme}, or "
             "leave the step out"
         )
+    if model.quantized is None:
+        if "int2-weights" in schemes:
+            raise RecipeError(
+                "int2-weights: rounding alone leaves nothing of a model; add --step "
+                "quantize-aware-train:scheme=int2-weights"
+            )
+        return
+    for target in targets:
+        for format in work.settings.formats or target.formats:
+            _check_block(model.quantized, work.settings.scheme or target.scheme, format)
+
+
+def _check_block(quantized: "Quantized", scheme: Scheme, format: Format) -> None:
+    """Refuse a file with other blocks than the model's: it would be rounded anew."""
+    block = BLOCK if format == "onnx" else None
+    if scheme == quantized.scheme and scheme in MATRIX_BITS and quantized.block != block:
+        option = "leave out the step's option block" if block is None else f"add block={block}"
+        raise RecipeError(
+            f"the steps put the model on a grid of {_blocks(quantized.block)}, and {format} files "
+            f"in {scheme} have {_blocks(block)}; {option}"
+        )
+
+
+def _blocks(block: int | None) -> str:
+    if block is None:
+        return "one scale a channel"
+    return f"a scale for each {block} weights"
 
 
 def _check_ends(model: "Model | FileModel", targets: Sequence[Target]) -> None:

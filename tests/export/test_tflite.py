@@ -26,9 +26,9 @@ KNOWN_TO_2_14 = {
     "DIV": 2, "EMBEDDING_LOOKUP": 3, "EXP": 2, "FULLY_CONNECTED": 10, "GATHER": 6,
     "GATHER_ND": 4, "GELU": 2, "HARD_SWISH": 1, "LOGISTIC": 3, "MAXIMUM": 4, "MAX_POOL_2D": 3,
     "MEAN": 3, "MINIMUM": 4, "MUL": 7, "NEG": 1, "PAD": 4, "PADV2": 4, "RELU": 3, "RELU6": 3,
-    "RESHAPE": 1, "RSQRT": 2, "SELECT_V2": 2, "SIN": 1, "SLICE": 6, "SOFTMAX": 3, "SQRT": 1,
-    "SQUARED_DIFFERENCE": 2, "SQUEEZE": 2, "STRIDED_SLICE": 8, "SUB": 5, "SUM": 2, "TANH": 3,
-    "TILE": 3, "TRANSPOSE": 6,
+    "RESHAPE": 1, "ROUND": 1, "RSQRT": 2, "SELECT_V2": 2, "SIN": 1, "SLICE": 6, "SOFTMAX": 3,
+    "SQRT": 1, "SQUARED_DIFFERENCE": 2, "SQUEEZE": 2, "STRIDED_SLICE": 8, "SUB": 5, "SUM": 2,
+    "TANH": 3, "TILE": 3, "TRANSPOSE": 6,
 }  # fmt: skip
 
 

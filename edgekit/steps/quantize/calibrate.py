@@ -72,12 +72,12 @@ class Calibrate:
     random: bool = False
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.quantize.static import require_floats, require_rows
+        from edgekit.steps.quantize.static import require_float, require_rows
 
         if self.random:
-            require_floats("calibrate", model)
+            require_float("calibrate", model)
         elif context.rows is None:
-            require_floats("calibrate", model)
+            require_float("calibrate", model)
             raise RecipeError(
                 "calibrate: needs training rows to see its activations; give --data (or "
                 "--allow-random-calibration, for a file whose accuracy nobody knows)"

@@ -100,7 +100,12 @@ class Point(nn.Module):
 class Weight(nn.Module):
     """A product's weight on its grid: a scale for each output channel (the first axis).
 
-    bits: 8, or 4 for matrices. block: a scale for so many weights of a channel, of a matrix.
+    bits: 8, or 4 or 2 for matrices. block: a scale for so many weights of a channel, of a matrix.
+
+    A scale is that of ``grid``, amax / L. That of 2 bits is 1.5 times the mean magnitude: of the
+    numbers -1, 0 and 1 times a scale, those are the nearest to normally distributed weights (as in
+    ternary weight networks, Li et al. 2016, arXiv 1605.04711), and with amax most would be 0. Once
+    rounded, both are the same: the largest magnitude is the scale.
     """
 
     def __init__(self) -> None:
@@ -110,8 +115,10 @@ class Weight(nn.Module):
         self.block: int | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.mode != "fake":
-            return weight
+        return self.rounded(weight) if self.mode == "fake" else weight
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """The weight as the file will have it."""
         if self.block is not None:
             outer, inner = weight.shape
             filled = F.pad(weight, (0, -inner % self.block)).reshape(outer, -1, self.block)
@@ -119,9 +126,9 @@ class Weight(nn.Module):
         return self._rounded(weight, tuple(range(1, weight.ndim)))
 
     def _rounded(self, weight: Tensor, axes: tuple[int, ...]) -> Tensor:
-        amax = weight.detach().abs().amax(axes, keepdim=True)
-        top = largest(self.bits)
-        rounded: Tensor = _snap(weight, _scale(amax, top), top)
+        size, top = weight.detach().abs(), largest(self.bits)
+        extent = 1.5 * size.mean(axes, keepdim=True) if top == 1 else size.amax(axes, keepdim=True)
+        rounded: Tensor = _snap(weight, _scale(extent, top), top)
         return rounded
 
 
@@ -141,8 +148,8 @@ class Table(nn.Module):
         return rounded
 
 
-def _scale(amax: Tensor, top: int) -> Tensor:
-    return torch.where(amax < 1e-30, 1.0, amax / top)
+def _scale(extent: Tensor, top: int) -> Tensor:
+    return torch.where(extent < 1e-30, 1.0, extent / top)
 
 
 class _Snap(torch.autograd.Function):

@@ -60,15 +60,38 @@ def quantize(
 ) -> tuple[Int8, Float32]:
     """Integers of ``weight``'s shape, and their scales (see ``weight_scales``)."""
     scales = weight_scales(weight, bits, axis, block)
+    return to_integers(weight, scales, bits, axis, block), scales
+
+
+def to_integers(
+    weight: Float32, scales: Float32, bits: int = 8, axis: int = 0, block: int | None = None
+) -> Int8:
+    """The nearest integers; what is beyond the grid takes its ends."""
     steps = weight / _along(scales, weight.shape, axis, block)
     np.rint(steps, out=steps)
     np.clip(steps, -largest(bits), largest(bits), out=steps)
-    return steps.astype(np.int8), scales
+    return steps.astype(np.int8)
 
 
 def dequantize(integers: Int8, scales: Float32, axis: int = 0, block: int | None = None) -> Float32:
     """The weights that the integers stand for, float32."""
     return integers.astype(np.float32) * _along(scales, integers.shape, axis, block)
+
+
+def fitted_scales(weight: Float32, bits: int) -> Float32:
+    """Scales [rows] of a matrix's rows that clip what costs more than it is worth.
+
+    ``weight_scales`` times what of 1.00, 0.98 … 0.70 has the least squared error (Banner et al.
+    2019, arXiv 1810.05723).
+    """
+    full = weight_scales(weight, bits)
+    factors = np.arange(100, 68, -2, dtype=np.float32) / 100
+    errors = []
+    for factor in factors:
+        rounded = dequantize(to_integers(weight, full * factor, bits), full * factor)
+        errors.append(np.square(weight - rounded).sum(1))
+    fitted: Float32 = full * factors[np.argmin(errors, axis=0)]
+    return fitted
 
 
 def int8_scales(weight: Float32, axis: int = 0) -> Float32:

@@ -16,9 +16,9 @@ Rules:
 4. Word and position tables do not learn: few of their rows would, and they are half of the model.
 5. What weights are zero stays zero with ``keep-zeros``: a pruned model stays pruned.
 6. In the end the weights are put on their grids.
-7. ``int8-dynamic`` and ``int4-weights`` have no ranges: activations stay float in training, and
-   weights alone are rounded. 4-bit weights have a scale for each output channel, as TFLite files
-   do, or with ``block=32`` one for each 32 weights, as ONNX files do. Tables are left alone.
+7. Schemes that are not static have no ranges: activations stay float in training, and weights
+   alone are rounded. Weights of 4 and 2 bits have a scale for each output channel, as in TFLite
+   files, or with ``block=32`` one for each 32 weights, as in ONNX files. Tables are left alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.artifact import STATIC
+from edgekit.artifact import MATRIX_BITS, STATIC
 from edgekit.errors import RecipeError
 from edgekit.steps.quantize.calibrate import Method
 
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from edgekit.step import Context
     from edgekit.steps.quantize.points import Traced
 
-Trained = Literal["int8-static", "int16x8", "int8-dynamic", "int4-weights"]
+Trained = Literal[
+    "int8-static", "int16x8", "int8-dynamic", "int4-weights", "int4-all", "int2-weights"
+]
 
 _CALIBRATION = 512
 
@@ -48,7 +50,7 @@ class QuantizeAwareTrain:
     scheme: the file's. epochs, batch, learning_rate: as usual; max_minutes: stop by then.
     temperature: of the distillation. labels: the share of the loss that is for gold labels.
     ranges: learned with the weights, or frozen as calibrated. calibration: how they begin.
-    keep_zeros: weights that are zero stay zero. block: weights to a scale, for 4 bits.
+    keep_zeros: weights that are zero stay zero. block: weights to a scale, below 8 bits.
     """
 
     scheme: Trained = "int8-static"
@@ -64,9 +66,9 @@ class QuantizeAwareTrain:
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.distill.teaching import check_labels
         from edgekit.factored import is_factored
-        from edgekit.steps.quantize.static import require_rows
+        from edgekit.steps.distill.teaching import check_labels
+        from edgekit.steps.quantize.static import require_block, require_rows
 
         require_rows("quantize-aware-train", model, context)
         if is_factored(model.module):
@@ -82,17 +84,14 @@ class QuantizeAwareTrain:
         ):
             if not value > 0:
                 raise RecipeError(f"quantize-aware-train: {name} must be above 0, is {value:g}")
-        if self.block is not None and (self.block < 1 or self.scheme != "int4-weights"):
-            raise RecipeError(
-                "quantize-aware-train: block is for int4-weights, and at least 1; leave it out"
-            )
+        require_block("quantize-aware-train", self.block, self.scheme)
         check_labels("quantize-aware-train", self.labels, model, context.rows)
 
     def apply(self, model: Model, context: Context) -> Model:
         from edgekit.model import Quantized
 
         if context.folder is None:
-            return replace(model, quantized=Quantized(self.scheme, {}))
+            return replace(model, quantized=Quantized(self.scheme, {}, block=self.block))
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.quantize.calibrate import draw, observed_ranges
         from edgekit.steps.quantize.static import snap, traced
@@ -142,7 +141,7 @@ class QuantizeAwareTrain:
         notes = (note,) if report.note is None else (note, report.note)
         return replace(
             made,
-            quantized=Quantized(self.scheme, found.ranges() if static else {}),
+            quantized=Quantized(self.scheme, found.ranges() if static else {}, block=self.block),
             lineage=(*model.lineage, *notes),
         )
 
@@ -158,7 +157,7 @@ class QuantizeAwareTrain:
             if isinstance(part, Weight):
                 matrix = found.module.get_parameter(name).ndim == 2
                 part.mode = "fake"
-                part.bits = 4 if matrix and self.scheme == "int4-weights" else 8
+                part.bits = MATRIX_BITS.get(self.scheme, 8) if matrix else 8
                 part.block = self.block if matrix else None
 
     def _choose_parameters(self, found: Traced) -> None:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from edgekit.artifact import STATIC, Scheme, activation_bits
+from edgekit.artifact import MATRIX_BITS, STATIC, Scheme, activation_bits, one_of
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
 from edgekit.steps.quantize.fake import Table, Weight
-from edgekit.steps.quantize.grid import Grid, dequantize, quantize, quantize_int8
+from edgekit.steps.quantize.grid import Grid, quantize, quantize_int8
 from edgekit.steps.quantize.points import Traced, tensor_of, trace
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     return found
 
 
-def require_floats(name: str, model: Model) -> None:
-    """Raise RecipeError for a model that is on a grid already."""
+def require_float(name: str, model: Model) -> None:
+    """What any step needs that puts a model on a grid. Raises RecipeError."""
     if model.quantized is not None:
         raise RecipeError(
             f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
@@ -58,7 +58,7 @@ def require_floats(name: str, model: Model) -> None:
 
 def require_rows(name: str, model: Model, context: Context) -> None:
     """What any step needs that looks at activations. Raises RecipeError."""
-    require_floats(name, model)
+    require_float(name, model)
     if context.rows is None:
         raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
     if len(context.rows) < _ENOUGH:
@@ -86,6 +86,12 @@ def require_layers(name: str, model: Model) -> None:
                 f"{name}: this family keeps its projections as plain tensors (XLNet does), which "
                 "is not known here; leave it out"
             )
+
+
+def require_block(name: str, block: int | None, scheme: Scheme) -> None:
+    """What a step needs that rounds matrices in blocks. Raises RecipeError."""
+    if block is not None and (block < 1 or scheme not in MATRIX_BITS):
+        raise RecipeError(f"{name}: block is for {one_of(tuple(MATRIX_BITS))}; leave it out")
 
 
 def pieces(
@@ -134,8 +140,7 @@ def snap(found: Traced) -> None:
         for name, part in found.weights.items():
             if isinstance(part, Weight):
                 tensor = tensor_of(found.module, name)
-                values = dequantize(*_integers(tensor, part), block=part.block)
-                tensor.copy_(torch.from_numpy(values))
+                tensor.copy_(part.rounded(tensor))
 
 
 def _integers(tensor: torch.Tensor, part: Weight | Table) -> tuple[Array, Array]:

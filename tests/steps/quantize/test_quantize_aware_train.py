@@ -16,6 +16,7 @@ from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
+from edgekit.steps.quantize.grid import dequantize, quantize
 from edgekit.steps.quantize.static import fake_outputs
 from edgekit.workbench import encode
 from tests.tiny import tiny_checkpoint, tiny_texts
@@ -74,6 +75,23 @@ def test_weights_end_on_the_grid_and_tables_and_the_original_stay(
             assert module.weight.equal(before[f"{name}.weight"])
     assert made.quantized is not None and made.quantized.scheme == "int4-weights"
     assert "trained on the grid of int4-weights" in made.lineage[-1]
+
+
+def test_two_bits_are_trained_on_the_grid_that_files_find_again(
+    bert: Model, tmp_path: Path
+) -> None:
+    made = _train(bert, tmp_path, "scheme=int2-weights,block=8,epochs=0.5,learning-rate=0.001")
+    shares = []
+    for module in made.module.modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight.detach().numpy()
+            integers, scales = quantize(weight, 2, block=8)
+            assert np.array_equal(dequantize(integers, scales, block=8), weight)
+            shares.append(np.mean(integers == 0))
+    # Of normally distributed numbers, 45 % are below half of 1.5 mean magnitudes.
+    assert np.mean(shares) == pytest.approx(0.45, abs=0.1)
+    assert made.quantized is not None
+    assert (made.quantized.scheme, made.quantized.block) == ("int2-weights", 8)
 
 
 def test_a_saved_model_rounds_as_it_did_when_trained(bert: Model, tmp_path: Path) -> None:
