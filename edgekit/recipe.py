@@ -32,6 +32,8 @@ _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.drop_layers:DropLayers",
+    "postprocess": "edgekit.steps.postprocess:Postprocess",
+    "prune-neurons": "edgekit.steps.prune_neurons:PruneNeurons",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
