@@ -6,7 +6,7 @@ Rules:
 
 1. The representation is the one of ``probe`` (rule 1); statistics are of training rows alone.
 2. ``z-score`` is (x - mean) / spread for each neuron, ``min-max`` (x - min) / (max - min). A
-   neuron that never changes is left unscaled.
+   neuron that hardly changes, by less than a thousandth of its size, is left unscaled.
 3. ``all-but-the-top`` is x - mean without its part along the first ``components`` principal
    directions, a hundredth of the width unless said (Mu and Viswanath 2017, arXiv 1702.01417).
 4. All these are affine, and so they cost nothing. A classifier is fitted anew on the changed
@@ -158,8 +158,11 @@ def z_score(states: Array) -> Affine:
 
 def min_max(states: Array) -> Affine:
     """Rule 2, of states [N, K]."""
-    low, high = states.astype(np.float64).min(0), states.astype(np.float64).max(0)
-    return Affine(1 / np.where(high > low, high - low, 1.0), low)
+    from edgekit.steps.probe import changing
+
+    wide = states.astype(np.float64)
+    low, high = wide.min(0), wide.max(0)
+    return Affine(1 / np.where(changing(wide), high - low, 1.0), low)
 
 
 def all_but_the_top(states: Array, components: int) -> Affine:

@@ -147,11 +147,19 @@ def z_scored(states: Array) -> Array:
 
 
 def spreads(states: Array) -> Array:
-    """The standard deviation of each neuron [K]; 1 for those that never change."""
+    """The standard deviation of each neuron [K]; 1 for those that hardly change (``changing``)."""
     wide = states.astype(np.float64)
-    found = wide.std(0)
-    still = found <= 1e-7 * np.maximum(1e-6, np.abs(wide).max(0))
-    return np.where(still, 1.0, found)
+    return np.where(changing(wide), wide.std(0), 1.0)
+
+
+def changing(states: Array) -> Array:
+    """Which neurons [K] spread by more than a thousandth of their size.
+
+    Scaling the others would blow rounding up: float32 holds 7 digits of what they are.
+    """
+    wide = states.astype(np.float64)
+    found: Array = wide.std(0) > 1e-3 * np.abs(wide).max(0)
+    return found
 
 
 def neuron_order(weight: Array) -> Array:
