@@ -6,7 +6,7 @@ Rules:
 
 1. The representation is the one of ``probe`` (rule 1); statistics are of training rows alone.
 2. ``z-score`` is (x - mean) / spread for each neuron, ``min-max`` (x - min) / (max - min). A
-   neuron that hardly changes, by less than a thousandth of its size, is left unscaled.
+   neuron that hardly changes, by less than a hundredth of its size, is left unscaled.
 3. ``all-but-the-top`` is x - mean without its part along the first ``components`` principal
    directions, a hundredth of the width unless said (Mu and Viswanath 2017, arXiv 1702.01417).
 4. All these are affine, and so they cost nothing. A classifier is fitted anew on the changed

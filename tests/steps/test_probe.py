@@ -106,6 +106,7 @@ def test_shuffled_labels_select_nothing() -> None:
 
 def test_classifiers_are_at_the_optimum_that_scikit_learn_finds() -> None:
     states, labels = planted(2, rows=300)
+    states = states.astype(np.float64)  # scikit-learn stays in float32 otherwise
     theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(states, labels)
     found = fit_classifier(states, labels, 5)
     np.testing.assert_allclose(found.weight, theirs.coef_, atol=2e-4)
