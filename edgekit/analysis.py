@@ -61,5 +61,5 @@ def analyze(settings: Settings, *, on_event: Callable[[Event], None] = silent) -
     return Analysis(
         settings.model,
         tuple(each for each in told if isinstance(each, Importance)),
-        (*work.data.notes, *(each for each in told if isinstance(each, str))),
+        tuple(each for each in told if isinstance(each, str)),
     )

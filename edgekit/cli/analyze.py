@@ -66,7 +66,7 @@ def _table(found: "Importance") -> tuple[list[str], list[list[str]], tuple[int, 
         ]
         return head, rows, tuple(range(1, widest + 1))
     best = [
-        [name, str(place), str(int(unit)), f"{values[unit]:.3g}"]
+        [name, str(place), str(int(unit) + 1), f"{values[unit]:.3g}"]
         for name, values in found.rows.items()
         for place, unit in enumerate((-values).argsort(kind="stable")[:_TOP], 1)
     ]

@@ -26,7 +26,10 @@ Units = dict[str, "Array"]
 
 @dataclass(frozen=True)
 class Importance:
-    """The numbers of one score; a row is a layer, or what the classifier reads."""
+    """The numbers of one score; a row is a layer, or what the classifier reads.
+
+    People count layers, heads and neurons from 1.
+    """
 
     part: Part
     score: str

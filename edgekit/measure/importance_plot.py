@@ -67,7 +67,7 @@ def _cells(values: Array, y: int, largest: float) -> Iterator[str]:
         yield (
             f'<rect x="{_LEFT + number * width:.2f}" y="{y + 1}" width="{width - gap:.2f}" '
             f'height="{_ROW - 3}" fill="{_shade(float(value) / largest)}">'
-            f"<title>{number}: {value:.4g}</title></rect>"
+            f"<title>{number + 1}: {value:.4g}</title></rect>"
         )
 
 
