@@ -10,7 +10,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from edgekit.data import Rows
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import RecipeError
+from edgekit.export import export_artifact
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
@@ -162,26 +164,19 @@ def test_only_the_training_rows_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "tflite"])
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
 def test_the_exported_file_gives_the_unfolded_answers(format: Any, tmp_path: Path) -> None:
-    from edgekit.export import export_artifact
-
     whole, data = model(tmp_path), rows()
     made = applied(Postprocess("all-but-the-top", 2), whole, data, tmp_path)
-    artifact = export_artifact(made, format, "fp32", tmp_path / "out")
-    from edgekit.devices.run import Pass, run_agent
-
-    encoded = encode(made, data)
-    answers = run_agent(artifact, encoded, [Pass("all", "outputs")], threads=1)["passes"]["all"]
+    (tmp_path / "out").mkdir()
+    artifact = export_artifact(made, tmp_path / "out", format, "fp32", any_length=True)
+    found = run_agent(artifact, encode(made, data), [Pass("all", "outputs")], threads=1)
     learn, _ = set_aside(data, 0)
-    map_ = all_but_the_top(representation(whole, encode(whole, learn)), 2)
-    fitted = fit_classifier(
-        map_.of(representation(whole, encode(whole, learn))),
-        gold(whole, learn, encode(whole, learn)),
-        3,
-    )
-    unfolded = map_.of(representation(whole, encoded)) @ fitted.weight.T + fitted.bias
-    np.testing.assert_allclose(answers["outputs"], unfolded, atol=1e-4)
+    states = representation(whole, encode(whole, learn))
+    map_ = all_but_the_top(states, 2)
+    fitted = fit_classifier(map_.of(states), gold(whole, learn, encode(whole, learn)), 3)
+    unfolded = map_.of(representation(whole, encode(whole, data))) @ fitted.weight.T + fitted.bias
+    np.testing.assert_allclose(found["passes"]["all"]["outputs"], unfolded, atol=1e-4)
 
 
 def test_fold_is_exact() -> None:

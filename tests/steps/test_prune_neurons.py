@@ -9,8 +9,11 @@ import torch
 from safetensors.numpy import load_file
 
 from edgekit.architectures import sharing_copy
+from edgekit.contents import read_contents
 from edgekit.data import Rows
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import RecipeError
+from edgekit.export import export_artifact
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.probe import representation
@@ -61,6 +64,22 @@ def test_sliced_is_masked_and_loads_again(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(reference_outputs(loaded, encode(loaded, rows)), expected, atol=1e-5)
     narrow = list(load_file(tmp_path / "saved" / "model.safetensors").values())
     assert sorted(t.shape for t in narrow if 5 in t.shape) == [(3, 5), (5,), (5, 24)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+def test_an_exported_classifier_reads_fewer_neurons(format: Any, tmp_path: Path) -> None:
+    whole = model(tmp_path)
+    sliced = whole.with_module(slice_neurons(whole, [0, 3, 4, 9, 17]), "by hand")
+    (tmp_path / "out").mkdir()
+    artifact = export_artifact(sliced, tmp_path / "out", format, "fp32", any_length=True)
+    rows = encode(sliced, Rows(texts=tuple(tiny_texts(12))))
+    found = run_agent(artifact, rows, [Pass("all", "outputs")], threads=1)
+    np.testing.assert_allclose(
+        found["passes"]["all"]["outputs"], reference_outputs(sliced, rows), atol=1e-4
+    )
+    sizes = [sorted(t.shape) for t in read_contents(artifact.path).tensors]
+    assert [3, 5] in sizes and [5, 24] in sizes and [3, 24] not in sizes
 
 
 def test_neurons_that_tell_the_label_stay_and_answer(tmp_path: Path) -> None:

@@ -104,6 +104,18 @@ def test_the_used_tokens_suffice_for_the_same_split(kind: str, seed: int, texts:
         assert new.offsets == old.offsets
 
 
+def test_unknown_characters_cost_as_much_as_before() -> None:
+    """The least score decides what an unknown character costs, so its piece stays though unused."""
+    pieces = [("<unk>", 0.0), ("a", -2.0), ("b", -20.0), ("c", -20.0), ("bc", -2.0)]
+    pieces += [("éb", -15.0), ("bbb", -40.0)]
+    before = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    assert before.encode("aébc").tokens == ["a", "éb", "c"]
+    fields = json.loads(before.to_str())
+    kept = kept_tokens(fields, {*before.encode("aébc").ids, before.token_to_id("bc")})
+    after = Tokenizer.from_str(rewrite_tokenizer(fields, kept))
+    assert after.encode("aébc").tokens == ["a", "éb", "c"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.data())
 def test_any_text_can_be_written_in_bytes_that_stay(seed: int, data: st.DataObject) -> None:
