@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekit.analysis import Analysis
     from edgekit.bundle.bench import Bench
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "bench", "build", "inspect", "load", "verify"]
+__all__ = ["__version__", "analyze", "bench", "build", "inspect", "load", "verify"]
 
 
 def build(
@@ -154,6 +155,38 @@ def inspect(file: str | Path) -> "Contents":
     from edgekit.contents import read_contents
 
     return read_contents(Path(file))
+
+
+def analyze(
+    model: str | Path,
+    *,
+    data: str | Path | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    plot: str | Path | None = None,
+    on_event: "Callable[[Event], None] | None" = None,
+) -> "Analysis":
+    """How much each layer, head and neuron of a checkpoint matters; ``plot`` is an SVG to write."""
+    from edgekit.analysis import analyze as run
+    from edgekit.data import Columns
+    from edgekit.events import silent
+    from edgekit.project import Settings
+
+    settings = Settings(
+        model=str(model),
+        targets=(),
+        task=task,
+        data=_text(data),
+        columns=Columns(text, text_pair, label),
+        seed=seed,
+    )
+    found = run(settings, on_event=on_event or silent)
+    if plot is not None:
+        found.plot(Path(plot))
+    return found
 
 
 def _text(path: str | Path | None) -> str | None:

@@ -88,6 +88,24 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What makes logits: ``classifier(activation(hidden(state)))``.
+
+    hidden: ``None`` where the classifier reads the encoder's own state.
+    """
+
+    classifier: "nn.Linear"
+    hidden: "nn.Linear | None" = None
+    activation: "Callable[[Tensor], Tensor] | None" = None
+
+    def read(self, state: "Tensor") -> "Tensor":
+        """What the classifier reads."""
+        if self.hidden is None or self.activation is None:
+            return state
+        return self.activation(self.hidden(state))
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family.
 
@@ -95,7 +113,8 @@ class Architecture:
     layers: of an encoder (the task model's ``base_model``), in the order in which they run; one
     that runs twice is there twice. embeddings: of a family that reads text.
     stack: where an encoder's layers are; ``None`` where they share weights, or there are none.
-    head: from the summary token's state [B, D] to logits [B, C], for text-classification.
+    head: of a text-classification model; it reads the summary token's state [B, D].
+    last_norm: what gives an encoder's states, where that is not the last layer's ``output_norm``.
     token_types: whether the model reads them "never", for "pairs" of texts or "always".
     types_until: the last major version of transformers whose tokenizer makes them; a checkpoint
     of a later one was trained without.
@@ -116,7 +135,8 @@ class Architecture:
     embeddings: Callable[[Any], Embeddings] | None = None
     layers: Callable[[Any], tuple[Layer, ...]] | None = None
     stack: "Callable[[Any], nn.ModuleList] | None" = None
-    head: "Callable[[Any, Tensor], Tensor] | None" = None
+    head: "Callable[[Any], Head] | None" = None
+    last_norm: "Callable[[Any], nn.Module] | None" = None
     token_types: Literal["never", "pairs", "always"] = "never"
     types_until: int | None = None
     masked_score: float = -100.0
@@ -129,6 +149,12 @@ class Architecture:
     @property
     def reads_text(self) -> bool:
         return self.embeddings is not None
+
+    def task_head(self, module: Any, task: str) -> Head | None:
+        """What makes the logits of a text model for this task; ``None`` where nothing does."""
+        if task == "token-classification" and self.reads_text:
+            return Head(module.classifier)
+        return self.head(module) if task == "text-classification" and self.head else None
 
     def word_embeddings(self, module: Any) -> "nn.Embedding":
         """The word table of a task model; of a factored one, the table that has a row a token."""

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from edgekit.architectures import Architecture, Embeddings, Layer, bert
+from edgekit.architectures import Architecture, Embeddings, Head, Layer, bert
 from edgekit.architectures.blocks import activation, text_forward
 
 
@@ -37,9 +37,8 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    logits: Tensor = module.classifier(module.albert.pooler(state).tanh())
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier, module.albert.pooler, torch.tanh)
 
 
 ARCHITECTURE = Architecture(

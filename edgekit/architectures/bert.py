@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from edgekit.architectures import Architecture, Embeddings, Layer
+from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import activation, text_forward
 
 
@@ -38,9 +38,8 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    logits: Tensor = module.classifier(module.bert.pooler.dense(state).tanh())
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier, module.bert.pooler.dense, torch.tanh)
 
 
 ARCHITECTURE = Architecture(

@@ -211,21 +211,28 @@ def activation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return function
 
 
+def mean_state(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B, D]: the mean state of the tokens that are no padding."""
+    weights = attention_mask.to(states.dtype)
+    weights = weights / weights.sum(1, keepdim=True)
+    return torch.matmul(weights[:, None, :], states)[:, 0]
+
+
 def mean_pool(states: Tensor, attention_mask: Tensor) -> Tensor:
     """Unit vectors [B, D]: the mean state of the tokens that are no padding, normalized.
 
     Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
-    weights = attention_mask.to(states.dtype)
     # The mean before the norm: a sum's squares would leave the range of fp16.
-    weights = weights / weights.sum(1, keepdim=True)
-    mean = torch.matmul(weights[:, None, :], states)[:, 0]
+    mean = mean_state(states, attention_mask)
     return mean * torch.rsqrt((mean * mean).sum(-1, keepdim=True).clamp_min(1e-24))
 
 
 def _classify(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Tensor:
     assert forward.head is not None
-    return forward.head(forward.module, states[:, 0])
+    head = forward.head(forward.module)
+    logits: Tensor = head.classifier(head.read(states[:, 0]))
+    return logits
 
 
 def _classify_tokens(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from edgekit.architectures import Architecture, Embeddings, Layer
+from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import activation, text_forward
 
 
@@ -37,9 +37,8 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    logits: Tensor = module.classifier(module.pre_classifier(state).relu())
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier, module.pre_classifier, torch.relu)
 
 
 ARCHITECTURE = Architecture(

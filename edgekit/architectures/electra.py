@@ -4,9 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
-from edgekit.architectures import Architecture, Embeddings, bert
+from edgekit.architectures import Architecture, Embeddings, Head, bert
 from edgekit.architectures.blocks import text_forward
 
 
@@ -15,10 +14,8 @@ def _embeddings(encoder: Any) -> Embeddings:
     return replace(bert.embeddings(encoder), projection=projection)
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    head = module.classifier
-    logits: Tensor = head.out_proj(F.gelu(head.dense(state)))
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier.out_proj, module.classifier.dense, F.gelu)
 
 
 ARCHITECTURE = Architecture(

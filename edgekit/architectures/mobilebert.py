@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.architectures import Architecture, Embeddings, Layer
+from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import (
     ExportForward,
     activation,
@@ -50,12 +50,17 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
+def _last_norm(encoder: Any) -> nn.Module:
+    output = encoder.encoder.layer[-1].output
+    norm: nn.Module = output.bottleneck.LayerNorm if output.use_bottleneck else output.LayerNorm
+    return norm
+
+
+def _head(module: Any) -> Head:
     pooler = module.mobilebert.pooler
-    if pooler.do_activate:
-        state = pooler.dense(state).tanh()
-    logits: Tensor = module.classifier(state)
-    return logits
+    if not pooler.do_activate:
+        return Head(module.classifier)
+    return Head(module.classifier, pooler.dense, torch.tanh)
 
 
 class MobilebertEncoder(nn.Module):
@@ -135,6 +140,7 @@ ARCHITECTURE = Architecture(
     layers=_layers,
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
+    last_norm=_last_norm,
     token_types="pairs",
     masked_score=-1e4,
     frees_length=False,

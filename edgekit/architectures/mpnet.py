@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.architectures import Architecture, Embeddings, Layer
+from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import Encoder, ExportForward, activation
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    head = module.classifier
-    logits: Tensor = head.out_proj(head.dense(state).tanh())
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier.out_proj, module.classifier.dense, torch.tanh)
 
 
 def _forward(model: "Model", decomposed_norm: bool) -> nn.Module:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from edgekit.architectures import Architecture, Embeddings, bert
+from edgekit.architectures import Architecture, Embeddings, Head, bert
 from edgekit.architectures.blocks import text_forward
 
 
@@ -14,10 +14,8 @@ def _embeddings(encoder: Any) -> Embeddings:
     return replace(bert.embeddings(encoder), first_position=encoder.embeddings.padding_idx + 1)
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
-    head = module.classifier
-    logits: Tensor = head.out_proj(head.dense(state).tanh())
-    return logits
+def _head(module: Any) -> Head:
+    return Head(module.classifier.out_proj, module.classifier.dense, torch.tanh)
 
 
 # There is a type table, but the tokenizers make one type only.

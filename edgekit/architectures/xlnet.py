@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.architectures import Architecture, Embeddings, Layer
+from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import (
     ExportForward,
     activation,
@@ -64,10 +64,9 @@ def _linear(weight: Tensor, out: bool = False) -> nn.Linear:
     return linear
 
 
-def _head(module: Any, state: Tensor) -> Tensor:
+def _head(module: Any) -> Head:
     summary = module.sequence_summary
-    logits: Tensor = module.logits_proj(summary.activation(summary.summary(state)))
-    return logits
+    return Head(module.logits_proj, summary.summary, summary.activation)
 
 
 class XlnetEncoder(nn.Module):

@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import bench, build, cache, devices, doctor, init, inspect, steps, targets, verify
+from edgekit.cli import (
+    analyze,
+    bench,
+    build,
+    cache,
+    devices,
+    doctor,
+    init,
+    inspect,
+    steps,
+    targets,
+    verify,
+)
 from edgekit.errors import EdgekitError
 
 # With rich's markup the help takes twice the time.
@@ -30,6 +42,7 @@ app.command("build")(build.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("inspect")(inspect.run)
+app.command("analyze")(analyze.run)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)
 app.command("doctor")(doctor.run)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from edgekit.events import Event
 from edgekit.project import load_project
 from edgekit.store import Store
 from edgekit.target import target_names
+from tests.tiny_project import tiny_project
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,7 @@ def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
         "verify",
         "bench",
         "inspect",
+        "analyze",
         "targets",
         "steps",
         "doctor",
@@ -117,6 +120,20 @@ def test_inspect(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "x: float32 [rows x 3]" in printed
     assert "1 MatMul" in printed
     assert "48 B  float32  3 x 4  w" in printed
+
+
+def test_analyze(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = tiny_project(here)
+    arguments = ["analyze", str(project.checkpoint), "--data", str(project.train)]
+    told = document(capsys, *arguments)
+    assert [each["part"] for each in told["importance"]] == ["layers", "heads", "neurons"]
+    best = int(np.argmax(told["importance"][2]["rows"]["classifier"])) + 1
+    assert run([*arguments, "--plot", "plot.svg"]) == 0
+    printed = capsys.readouterr().out
+    assert "layers by contribution" in printed and "plot.svg" in printed
+    first = next(line for line in printed.splitlines() if line.startswith("classifier"))
+    assert first.split()[1:3] == ["1", str(best)]
+    assert (here / "plot.svg").read_text().startswith("<svg ")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["buidl"], "no such command 'buidl'; did you mean 'build'?"),
         (["build", "x", "--bugdet", "3MB"], "no such option: --bugdet"),
         (["build", "x", "y"], "unexpected extra argument"),
+        (["analyze"], "missing argument 'MODEL'"),
         (["build", "x", "--target"], "'--target' requires an argument"),
         (["build"], "no MODEL, and no edgekit.toml here; begin with: edgekit build sample:"),
         (["build", "x"], "no target; name one as in --target android-arm64"),

@@ -1,19 +1,22 @@
-"""Trimming a WordPiece vocabulary: what stays, what goes, and that no text loses a word."""
+"""Trimming a vocabulary: what stays, what goes, and that no text loses a word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgekit.data import Rows
 from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.preprocess import TextPreprocessor
 from edgekit.step import Context, apply_steps
-from edgekit.steps.trim_vocabulary import TrimVocabulary, kept_tokens, rewrite_tokenizer
+from edgekit.steps.trim_vocabulary import TrimVocabulary
+from edgekit.steps.vocabulary.rewrite import kept_tokens, rewrite_tokenizer
 from tests.tiny import tiny_checkpoint
 
 TRAIN = ("my card was stolen", "please help me", "exchange rate?")
@@ -95,10 +98,12 @@ def test_the_outcome_has_the_same_shapes_on_the_meta_device(tmp_path: Path) -> N
 
 
 def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
-    roberta = load_model(identify(str(tiny_checkpoint(tmp_path / "r", "roberta"))))
-    with pytest.raises(RecipeError, match="type BPE"):
-        _trim(roberta)
     bert = load_model(identify(str(tiny_checkpoint(tmp_path / "b", "bert"))))
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "card": 1}, unk_token="[UNK]"))
+    assert isinstance(bert.preprocessor, TextPreprocessor)
+    other = replace(bert, preprocessor=replace(bert.preprocessor, tokenizer_json=words.to_str()))
+    with pytest.raises(RecipeError, match="type WordLevel"):
+        _trim(other)
     with pytest.raises(RecipeError, match="--data"):
         apply_steps([TrimVocabulary()], bert, Context(None, 0))
     with pytest.raises(RecipeError, match="min-count"):
@@ -118,8 +123,6 @@ def test_no_text_gets_a_new_unknown(
     heads: list[str], tails: list[str], data: st.DataObject
 ) -> None:
     """Any vocabulary with all its single characters, any subset of used tokens, any text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     singles = [*"abcde", *(f"##{c}" for c in "abcde")]
     tokens = ["[UNK]", *singles, *heads, *(f"##{tail}" for tail in tails)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
@@ -136,3 +139,61 @@ def test_no_text_gets_a_new_unknown(
         return [text[slice(*offsets)] for token, offsets in pairs if token == "[UNK]"]
 
     assert unknown(trimmed) == unknown(tokenizer)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "albert", "xlnet"])
+def test_other_kinds_of_vocabulary_give_the_same_answers_from_fewer_rows(
+    family: str, tmp_path: Path
+) -> None:
+    model = load_model(identify(str(tiny_checkpoint(tmp_path / "whole", family))))
+    trimmed = _trim(model, (*TRAIN, "Zürich 😀 cafe"))
+    save_model(trimmed, tmp_path / "trimmed")
+    loaded = load_model(identify(str(tmp_path / "trimmed")))
+    rows = Rows(texts=(*TRAIN, "Zürich 😀 cafe"))
+    assert model.preprocessor is not None and loaded.preprocessor is not None
+    before, after = model.preprocessor.encode(rows), loaded.preprocessor.encode(rows)
+    np.testing.assert_allclose(
+        reference_outputs(loaded, after), reference_outputs(model, before), atol=1e-6
+    )
+    assert isinstance(loaded.preprocessor, TextPreprocessor)
+    assert isinstance(model.preprocessor, TextPreprocessor)
+    small = Tokenizer.from_str(loaded.preprocessor.tokenizer_json)
+    whole = Tokenizer.from_str(model.preprocessor.tokenizer_json)
+    for text in rows.texts or ():
+        assert small.encode(text).tokens == whole.encode(text).tokens
+    found = loaded.architecture.word_embeddings(loaded.module).weight  # type: ignore[union-attr]
+    rows_before = model.architecture.word_embeddings(model.module).weight  # type: ignore[union-attr]
+    assert small.get_vocab_size() == found.shape[0] < rows_before.shape[0]
+    for token, index in small.get_vocab().items():
+        assert (found[index] == rows_before[whole.get_vocab()[token]]).all()
+
+
+def test_positions_counted_from_the_padding_stay_where_they_are(tmp_path: Path) -> None:
+    """A RoBERTa whose padding is its last special token: nothing before it may go."""
+    folder = tiny_checkpoint(tmp_path / "whole", "roberta")
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = fields["model"]["vocab"]
+    pad = vocabulary["london"]
+    fields["added_tokens"].append({**fields["added_tokens"][1], "id": pad, "content": "london"})
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "london"}))
+    model = load_model(identify(str(folder)))
+    assert model.preprocessor is not None and model.preprocessor.pad_id == pad  # type: ignore[union-attr]
+    assert _trim(model).preprocessor.pad_id == pad  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlnet"])
+def test_common_keeps_the_most_frequent_of_the_vocabulary(family: str, tmp_path: Path) -> None:
+    model = load_model(identify(str(tiny_checkpoint(tmp_path, family))))
+    assert isinstance(model.preprocessor, TextPreprocessor)
+    fields = json.loads(model.preprocessor.tokenizer_json)["model"]
+    if family == "roberta":
+        first = {"".join(pair) for pair in fields["merges"][:9]}
+    else:
+        longer = [(s, p) for p, s in fields["vocab"] if len(p) > 1 and not p.startswith("<")]
+        first = {piece for _, piece in sorted(longer, reverse=True)[:9]}
+    trimmed = _trim(model, common=9)
+    assert isinstance(trimmed.preprocessor, TextPreprocessor)
+    kept = Tokenizer.from_str(trimmed.preprocessor.tokenizer_json).get_vocab()
+    assert first <= set(kept)

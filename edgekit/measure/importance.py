@@ -1,0 +1,121 @@
+"""How much each layer, head and neuron of a text model matters, by every score that there is.
+
+A score is one line of ``SCORES``. Its numbers compare within a score only, and larger ones matter
+more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.preprocess import Array
+    from edgekit.step import Context
+
+Part = Literal["layers", "heads", "neurons"]
+# Rows of units by name, as from one layer: float64 [units].
+Units = dict[str, "Array"]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The numbers of one score; a row is a layer, or what the classifier reads.
+
+    People count layers, heads and neurons from 1.
+    """
+
+    part: Part
+    score: str
+    meaning: str
+    rows: Units
+
+    def to_json(self) -> dict[str, Any]:
+        rows = {name: values.tolist() for name, values in self.rows.items()}
+        return {
+            "part": self.part,
+            "score": self.score,
+            "meaning": self.meaning,
+            "rows": rows,
+        }
+
+
+def importances(model: Model, context: Context) -> Iterator[Importance | str]:
+    """Every score in turn; or why the model or its data have none, as a sentence."""
+    for part, score, meaning, of in SCORES:
+        try:
+            yield Importance(part, score, meaning, of(model, context))
+        except RecipeError as error:
+            yield f"no {score} of {part}: {error}"
+
+
+def _contributions(model: Model, context: Context) -> Units:
+    from edgekit.steps.drop_layers import contributions, depth_of
+    from edgekit.steps.needs import need_rows
+
+    depth_of(model)
+    need_rows("contribution", context)
+    return _by_layer([np.array([1 - cosine]) for cosine in contributions(model, context)])
+
+
+def _head_magnitudes(model: Model, context: Context) -> Units:
+    from edgekit.steps.needs import need_encoder
+
+    layers = need_encoder("magnitude", model).layers
+    assert layers is not None
+    module: Any = model.module
+    return _by_layer([_magnitude(layer) for layer in layers(module.base_model)])
+
+
+def _magnitude(layer: Any) -> Array:
+    """[H]: of each head, the norm of its rows of the values times that of its output columns."""
+    value, output = (
+        part.weight.detach().double().numpy() for part in (layer.value, layer.attention_output)
+    )
+    if value.shape[0] % layer.head_width:
+        raise RecipeError("its heads have no rows of their own")
+    heads = value.shape[0] // layer.head_width
+    rows = np.linalg.norm(value.reshape(heads, -1), axis=1)
+    columns = np.linalg.norm(output.T.reshape(heads, -1), axis=1)
+    product: Array = rows * columns
+    return product
+
+
+def _probed(model: Model, context: Context) -> Units:
+    from edgekit.steps.needs import need_encoder, need_labels, need_rows
+    from edgekit.steps.probe import fit_probe, gold, representation, z_scored
+    from edgekit.workbench import encode
+
+    need_rows("probe", context)
+    need_labels("probe", context)
+    head = need_encoder("probe", model).task_head(model.module, model.task)
+    if head is None:
+        raise RecipeError("probe: this model has no classifier")
+    assert context.rows is not None
+    encoded = encode(model, context.rows)
+    states, labels = representation(model, encoded), gold(model, context.rows, encoded)
+    probe = fit_probe(z_scored(states), labels, len(head.classifier.weight), context.seed)
+    size = np.abs(probe.weight)
+    return {"classifier": (size / size.sum(1, keepdims=True)).max(0)}
+
+
+def _by_layer(values: list[Array]) -> Units:
+    return {f"layer {number}": each for number, each in enumerate(values, 1)}
+
+
+SCORES: tuple[tuple[Part, str, str, Callable[[Model, Context], Units]], ...] = (
+    (
+        "layers",
+        "contribution",
+        "1 - cosine of the summary token's state before and after",
+        _contributions,
+    ),
+    ("heads", "magnitude", "norm of its value rows times its output columns", _head_magnitudes),
+    ("neurons", "probe", "largest share of a class's weights in a linear probe", _probed),
+)

@@ -1,0 +1,203 @@
+"""Standardise the final representation, and fold that into what is there. arXiv 2104.07456.
+
+Sajjad et al. 2022, Effect of post-processing on contextualized word representations.
+
+Rules:
+
+1. The representation is the one of ``probe`` (rule 1); statistics are of training rows alone.
+2. ``z-score`` is (x - mean) / spread for each neuron, ``min-max`` (x - min) / (max - min). A
+   neuron that hardly changes, by less than a hundredth of its size, is left unscaled.
+3. ``all-but-the-top`` is x - mean without its part along the first ``components`` principal
+   directions, a hundredth of the width unless said (Mu and Viswanath 2017, arXiv 1702.01417).
+4. All these are affine, and so they cost nothing. A classifier is fitted anew on the changed
+   representation, W (M (x - m)) + b, and ships as one layer: W M and b - W M m. A sentence
+   embedding has z-score and min-max folded into the gain and bias of its last norm: the mean of
+   changed states is the changed mean.
+5. ``unit-length`` is no affine map, so that a classifier cannot have it; a sentence embedding
+   has it already. No norm can hold ``all-but-the-top``, and no layer follows an embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgekit.errors import RecipeError
+from edgekit.steps.needs import need_float, need_labels, need_rows
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.preprocess import Array
+    from edgekit.step import Context
+    from edgekit.steps.probe import Linear
+
+Kind = Literal["z-score", "min-max", "unit-length", "all-but-the-top"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x to matrix (x - shift): [K, K] and [K], float64; ``matrix`` [K] stands for a diagonal."""
+
+    matrix: Array
+    shift: Array
+
+    def of(self, states: Array) -> Array:
+        """float64 [N, K] of [N, K]."""
+        centred = states.astype(np.float64) - self.shift
+        changed: Array = centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix.T
+        return changed
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Standardises what the classifier reads and refits it, or the vectors of an embedding.
+
+    kind: how. components: for all-but-the-top, how many directions go.
+    """
+
+    kind: Kind = "z-score"
+    components: int | None = None
+
+    def requires(self, model: Model, context: Context) -> None:
+        need_float("postprocess", model)
+        if model.architecture is None or not model.architecture.reads_text:
+            raise RecipeError("postprocess: this model reads no text; leave the step out")
+        if self.components is not None and self.kind != "all-but-the-top":
+            raise RecipeError("postprocess: components go with kind=all-but-the-top")
+        head = model.architecture.task_head(model.module, model.task)
+        need_rows("postprocess", context)
+        if head is None:
+            if self.kind == "all-but-the-top":
+                raise RecipeError(
+                    "postprocess: no layer follows a sentence embedding that could hold "
+                    "all-but-the-top; choose z-score or min-max"
+                )
+            _last_norm(model)
+            return
+        if self.kind == "unit-length":
+            raise RecipeError(
+                "postprocess: unit-length cannot be folded into a classifier; choose another kind"
+            )
+        width = head.classifier.weight.shape[1]
+        if self.components is not None and not 1 <= self.components < width:
+            raise RecipeError(
+                f"postprocess: components must be from 1 to {width - 1}, is {self.components}"
+            )
+        need_labels("postprocess", context)
+
+    def apply(self, model: Model, context: Context) -> Model:
+        if context.folder is None:
+            return model
+        if self.kind == "unit-length":
+            note = "postprocess: the vectors have length 1 already"
+            return replace(model, lineage=(*model.lineage, note))
+        assert model.architecture is not None and context.rows is not None
+        if model.architecture.task_head(model.module, model.task) is None:
+            return self._embedding(model, context)
+        return self._classifier(model, context)
+
+    def ensures(self, before: Model, after: Model) -> None:
+        shapes = {name: t.shape for name, t in before.module.state_dict().items()}
+        if shapes != {name: t.shape for name, t in after.module.state_dict().items()}:
+            raise RecipeError("postprocess: changed a shape; this is a bug of edgekit")
+
+    def _embedding(self, model: Model, context: Context) -> Model:
+        from edgekit.architectures import sharing_copy
+        from edgekit.steps.probe import representation
+        from edgekit.workbench import encode
+
+        assert context.rows is not None
+        states = representation(model, encode(model, context.rows))
+        map_ = self._map(states)
+        changed = replace(model, module=sharing_copy(model.module))
+        norm = _last_norm(changed)
+        gain, bias = (t.detach().double().numpy() for t in (norm.weight, norm.bias))
+        norm.weight, norm.bias = _parameter(gain * map_.matrix), _parameter(map_.of(bias))
+        note = f"postprocess: {self.kind} of {len(states)} training rows, in the last norm"
+        return model.with_module(changed.module, note)
+
+    def _classifier(self, model: Model, context: Context) -> Model:
+        from edgekit.architectures import sharing_copy
+        from edgekit.steps.heldout import metric_of, quality, set_aside
+        from edgekit.steps.probe import fit_classifier, gold, representation
+        from edgekit.workbench import encode
+
+        assert context.rows is not None and model.architecture is not None
+        rows, judged = set_aside(context.rows, context.seed)
+        encoded = encode(model, rows)
+        states, labels = representation(model, encoded), gold(model, rows, encoded)
+        map_ = self._map(states)
+        changed = replace(model, module=sharing_copy(model.module))
+        head = model.architecture.task_head(changed.module, model.task)
+        assert head is not None
+        fitted = fit_classifier(map_.of(states), labels, len(head.classifier.weight))
+        fold(map_, fitted, head.classifier)
+        before, after = (quality(each, judged, model) for each in (model, changed))
+        note = (
+            f"postprocess: {self.kind} and a classifier fitted to it; {metric_of(model)} on "
+            f"{len(judged)} training rows set aside {before:.2%} before, {after:.2%} after"
+        )
+        return model.with_module(changed.module, note)
+
+    def _map(self, states: Array) -> Affine:
+        if self.kind == "z-score":
+            return z_score(states)
+        if self.kind == "min-max":
+            return min_max(states)
+        return all_but_the_top(states, self.components or max(1, round(states.shape[1] / 100)))
+
+
+def z_score(states: Array) -> Affine:
+    """Rule 2, of states [N, K]."""
+    from edgekit.steps.probe import spreads
+
+    return Affine(1 / spreads(states), states.astype(np.float64).mean(0))
+
+
+def min_max(states: Array) -> Affine:
+    """Rule 2, of states [N, K]."""
+    from edgekit.steps.probe import changing
+
+    wide = states.astype(np.float64)
+    low, high = wide.min(0), wide.max(0)
+    return Affine(1 / np.where(changing(wide), high - low, 1.0), low)
+
+
+def all_but_the_top(states: Array, components: int) -> Affine:
+    """Rule 3, of states [N, K]."""
+    wide = states.astype(np.float64)
+    mean = wide.mean(0)
+    top = np.linalg.svd(wide - mean, full_matrices=False)[2][:components]
+    return Affine(np.eye(wide.shape[1]) - top.T @ top, mean)
+
+
+def fold(map_: Affine, fitted: Linear, classifier: Any) -> None:
+    """Rule 4: give ``classifier`` [C, K] the fitted layer behind the map, as one layer."""
+    weight = fitted.weight * map_.matrix if map_.matrix.ndim == 1 else fitted.weight @ map_.matrix
+    classifier.weight = _parameter(weight)
+    classifier.bias = _parameter(fitted.bias - weight @ map_.shift)
+
+
+def _last_norm(model: Model) -> Any:
+    described, module = model.architecture, _module(model)
+    assert described is not None
+    if described.stack is None or described.layers is None:
+        raise RecipeError(
+            "postprocess: the last norm of this family is every layer's, and cannot change alone; "
+            "leave the step out"
+        )
+    if described.last_norm is not None:
+        return described.last_norm(module.base_model)
+    return described.layers(module.base_model)[-1].output_norm
+
+
+def _module(model: Model) -> Any:
+    return model.module
+
+
+def _parameter(values: Array) -> Any:
+    import torch
+
+    return torch.nn.Parameter(torch.from_numpy(np.asarray(values)).float())
