@@ -32,7 +32,9 @@ _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.drop_layers:DropLayers",
+    "prune-channels": "edgekit.steps.prune_channels:PruneChannels",
     "quantize-aware-train": "edgekit.steps.quantize.quantize_aware_train:QuantizeAwareTrain",
+    "sparsify": "edgekit.steps.sparsify:Sparsify",
     "trim-vocabulary": "edgekit.steps.trim_vocabulary:TrimVocabulary",
 }
 

@@ -76,11 +76,32 @@ def predicted_bytes(
     used, operators = _used(forward, model)
     longest = max(lengths, default=0) if format == "tflite" else 0
     graphs = max(1, len(lengths)) if format == "tflite" else 1
+    sparse = _sparse(model) if format == "onnx" else set()
     total = 0
     for owner, name, tensor in used:
         total += _stored(owner, name, tensor, scheme, format, longest, graphs)
+        if id(tensor) in sparse:
+            total -= _spared(tensor.numel(), model.sparsity, scheme)
     per_operator, least = _GRAPH[format][scheme]
     return total + graphs * (least + operators * per_operator)
+
+
+def _sparse(model: "Model") -> set[int]:
+    """Ids of the weights that ``sparsify`` made sparse."""
+    from edgekit.steps.sparsify import matrices
+
+    return {id(weight) for weight in matrices(model).values()} if model.sparsity else set()
+
+
+def _spared(count: int, sparsity: float, scheme: Scheme) -> int:
+    """Bytes that packing a weight takes off an ONNX file."""
+    from edgekit.export.onnx_sparse import packed_bytes
+    from edgekit.steps.sparsify import zeros_of
+
+    if scheme == "int4-weights":
+        return 0
+    width = {"fp32": 4, "fp16": 2}.get(scheme, 1)
+    return count * width - packed_bytes(count, count - zeros_of(count, sparsity), width)
 
 
 def frees_length(model: "Model | FileModel") -> bool:
