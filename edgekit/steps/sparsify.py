@@ -24,7 +24,9 @@ expand it at load and multiply as before: the file is smaller, and as fast as a 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
     from edgekit.model import Model
     from edgekit.step import Context
-    from edgekit.train import Report
 
 _PARTS = ("query", "key", "value", "attention_output", "up", "down")
 
@@ -102,8 +103,10 @@ class Sparsify:
                 raise RecipeError(f"sparsify: {name} has too few zeros; a bug of edgekit")
 
     def _learn(self, made: Model, weights: list[nn.Parameter], context: Context) -> list[str]:
+        from edgekit.model import export_forward
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.heldout import metric_of, quality, set_aside
+        from edgekit.train import Training, train
 
         assert context.rows is not None and context.original is not None
         assert context.folder is not None
@@ -113,53 +116,12 @@ class Sparsify:
         examples = taught_examples(
             made, context.original, rows, context.folder, labels=self.labels > 0
         )
-        loss = answer_loss(made, self.temperature, self.labels)
-        report = self._train(made, weights, examples, loss, context)
-        after = quality(made, judged, context.original)
-        metric = metric_of(made) if judged.labels is not None else "agreement with the original"
-        told = (
-            f"taught while sparsified: {report.steps} steps, {report.epochs:.2f} epochs; on "
-            f"{len(judged)} training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
-        )
-        return [told] if report.note is None else [told, report.note]
-
-    def _train(
-        self, made: Model, weights: list[nn.Parameter], examples: Any, loss: Any, context: Context
-    ) -> Report:
-        """Rules 2 to 4. Masks and the count of steps are buffers: a checkpoint keeps them."""
-        import torch
-
-        from edgekit.model import export_forward
-        from edgekit.train import Training, train
-
-        assert context.folder is not None
         module = export_forward(made)
-        masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
-        steps = torch.zeros(1, dtype=torch.int64)
-        for number, mask in enumerate(masks):
-            module.register_buffer(f"kept_{number}", mask)
-        module.register_buffer("steps", steps)
-
-        def after_step(done: float) -> None:
-            steps.add_(1)
-            locking = done >= self.until and not _met(masks, self.sparsity)
-            update = locking or (done < self.until and int(steps) % self.every == 0)
-            share = scheduled(self.sparsity, done / self.until)
-            for weight, mask in zip(weights, masks, strict=True):
-                weight.data.mul_(mask)
-                if update:
-                    mask.copy_(kept_mask(weight, share))
-                    weight.data.mul_(mask)
-
-        hooks = [
-            weight.register_hook(lambda gradient, mask=mask: gradient * mask)
-            for weight, mask in zip(weights, masks, strict=True)
-        ]
-        try:
-            return train(
+        with pruned_gradually(module, weights, self.sparsity, self.until, self.every) as after_step:
+            report = train(
                 module,
                 examples,
-                loss,
+                answer_loss(made, self.temperature, self.labels),
                 Training(
                     epochs=self.epochs,
                     learning_rate=self.learning_rate,
@@ -171,9 +133,13 @@ class Sparsify:
                 on_progress=context.on_progress,
                 after_step=after_step,
             )
-        finally:
-            for hook in hooks:
-                hook.remove()
+        after = quality(made, judged, context.original)
+        metric = metric_of(made) if judged.labels is not None else "agreement with the original"
+        told = (
+            f"taught while sparsified: {report.steps} steps, {report.epochs:.2f} epochs; on "
+            f"{len(judged)} training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
+        )
+        return [told] if report.note is None else [told, report.note]
 
     def _training(self) -> Any:
         """The options that are distill's own, which knows what they need."""
@@ -187,6 +153,43 @@ class Sparsify:
             labels=self.labels,
             max_minutes=self.max_minutes,
         )
+
+
+@contextlib.contextmanager
+def pruned_gradually(
+    module: nn.Module, weights: Sequence[nn.Parameter], sparsity: float, until: float, every: int
+) -> Iterator[Callable[[float], None]]:
+    """Rules 2 to 4 while ``module`` is trained; gives what ``train`` calls after each step.
+
+    The pattern and the count of steps are buffers of the module, so that a checkpoint keeps them.
+    """
+    import torch
+
+    masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+    steps = torch.zeros(1, dtype=torch.int64)
+    for number, mask in enumerate(masks):
+        module.register_buffer(f"kept_{number}", mask)
+    module.register_buffer("steps", steps)
+
+    def after_step(done: float) -> None:
+        steps.add_(1)
+        rising = done < until
+        update = int(steps) % every == 0 if rising else not _met(masks, sparsity)
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.data.mul_(mask)
+            if update:
+                mask.copy_(kept_mask(weight, scheduled(sparsity, done / until)))
+                weight.data.mul_(mask)
+
+    hooks = [
+        weight.register_hook(lambda gradient, mask=mask: gradient * mask)
+        for weight, mask in zip(weights, masks, strict=True)
+    ]
+    try:
+        yield after_step
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def matrices(model: Model) -> dict[str, nn.Parameter]:
