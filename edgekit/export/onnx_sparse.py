@@ -63,7 +63,8 @@ def pack_constants(model: onnx.ModelProto) -> None:
     import onnx
 
     graph = model.graph
-    constants, nodes = [], []
+    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
     for tensor in graph.initializer:
         found = _packed(tensor, [f"sparse.{len(nodes)}.{name}" for name in _NAMES])
         if found is None:

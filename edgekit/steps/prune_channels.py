@@ -214,7 +214,7 @@ def _add_gradients(model: Model, module: nn.Module, context: Context) -> None:
     for start in range(0, len(pixels), _BATCH):
         logits = _run(module, (pixels[start : start + _BATCH],))
         loss = F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
-        (loss / len(pixels)).backward()  # type: ignore[no-untyped-call]
+        (loss / len(pixels)).backward()
 
 
 def _channels(module: nn.Module) -> int:

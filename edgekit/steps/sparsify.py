@@ -62,7 +62,6 @@ class Sparsify:
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.distill.distill import Distill
 
         need_float("sparsify", model)
         if not 0 < self.sparsity < 1:
@@ -99,7 +98,9 @@ class Sparsify:
 
     def ensures(self, before: Model, after: Model) -> None:
         for name, weight in matrices(after).items():
-            if not weight.is_meta and int((weight == 0).sum()) < zeros_of(weight.numel(), self.sparsity):
+            if not weight.is_meta and int((weight == 0).sum()) < zeros_of(
+                weight.numel(), self.sparsity
+            ):
                 raise RecipeError(f"sparsify: {name} has too few zeros; a bug of edgekit")
 
     def _learn(self, made: Model, weights: list[nn.Parameter], context: Context) -> list[str]:
@@ -136,8 +137,8 @@ class Sparsify:
         after = quality(made, judged, context.original)
         metric = metric_of(made) if judged.labels is not None else "agreement with the original"
         told = (
-            f"taught while sparsified: {report.steps} steps, {report.epochs:.2f} epochs; on "
-            f"{len(judged)} training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
+            f"taught meanwhile: {report.steps} steps, {report.epochs:.2f} epochs; on {len(judged)} "
+            f"training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
         )
         return [told] if report.note is None else [told, report.note]
 

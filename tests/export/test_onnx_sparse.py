@@ -18,7 +18,10 @@ def model_of(weight: Any) -> onnx.ModelProto:
     rows, columns = weight.shape
     kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
     graph = helper.make_graph(
-        [helper.make_node("Cast", ["w"], ["wide"], to=1), helper.make_node("MatMul", ["x", "wide"], ["y"])],
+        [
+            helper.make_node("Cast", ["w"], ["wide"], to=1),
+            helper.make_node("MatMul", ["x", "wide"], ["y"]),
+        ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])],

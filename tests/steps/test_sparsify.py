@@ -70,7 +70,10 @@ def test_the_share_rises_as_a_cubic() -> None:
 
 def test_without_training_each_matrix_keeps_its_largest_numbers(tmp_path: Path) -> None:
     model = bert(tmp_path / "model")
-    before, after = state(model), state(apply("sparsify:sparsity=0.6,epochs=0", model, tmp_path / "s"))
+    before, after = (
+        state(model),
+        state(apply("sparsify:sparsity=0.6,epochs=0", model, tmp_path / "s")),
+    )
     names = sparse_names(before)
     assert len(names) == 12
     for name, weight in before.items():
