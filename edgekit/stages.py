@@ -206,6 +206,18 @@ class Exported:
         path = self.entry.path / "float32" / self.artifact.path.name
         return replace(self.artifact, path=path, scheme="fp32") if path.is_file() else None
 
+    @property
+    def packed(self) -> Path | None:
+        """What an app ships instead, to be expanded by it, where weights are sparse."""
+        from edgekit.export.tflite_packed import SUFFIX
+
+        path = self.entry.path / "packed" / (self.artifact.path.name + SUFFIX)
+        return path if path.is_file() else None
+
+    @property
+    def shipped_bytes(self) -> int:
+        return self.artifact.bytes if self.packed is None else self.packed.stat().st_size
+
 
 def export(
     work: Workbench, plan: Plan, compressed: Compressed, target: Target, format: Format
@@ -225,6 +237,7 @@ def export(
 
     def produce(folder: Path) -> None:
         from edgekit.export import export_artifact
+        from edgekit.export.tflite_packed import pack_tflite
 
         beside = None if scheme == "fp32" else folder / "float32"
         artifact = export_artifact(
@@ -237,6 +250,8 @@ def export(
             beside,
             target.weight_bits,
         )
+        if format == "tflite":
+            pack_tflite(artifact.path, folder / "packed")
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 
     entry = _run(work, "export", f"writing {format} {scheme}", inputs, produce)
@@ -405,6 +420,7 @@ def bundle(
         models=[
             ModelFile(
                 **exported.artifact.to_json(),
+                packed=None if exported.packed is None else exported.packed.name,
                 predicted_bytes=predicted.models.get(exported.artifact.format),
                 proof=dict(proof.record),
             )
@@ -427,6 +443,11 @@ def bundle(
             folder,
             target=target,
             artifacts=[exported.artifact for exported, _ in made],
+            packed={
+                exported.artifact.path.name: exported.packed
+                for exported, _ in made
+                if exported.packed is not None
+            },
             files=compressed.app_files,
             golden=golden,
             manifest=manifest,
