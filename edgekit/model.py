@@ -102,7 +102,8 @@ class Model:
     problem: ``None`` for tasks that do not classify whole rows. labels: by output index; empty
     for regression, sentence-embedding and plain modules. lineage: what was done to it, a
     sentence each. example: of a plain module, one example of each input by name. quantized: the
-    grids that it is on, for a static scheme.
+    grids that it is on, for a static scheme. sparsity: the share of zeros in each matrix of its
+    encoder, as ``sparsify`` left it.
     """
 
     module: "nn.Module"
@@ -114,6 +115,7 @@ class Model:
     lineage: tuple[str, ...] = ()
     example: "Mapping[str, torch.Tensor] | None" = None
     quantized: Quantized | None = None
+    sparsity: float = 0.0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -172,6 +174,7 @@ def load_model(
         labels=_labels(module.config, decided),
         lineage=tuple(record.get("lineage", ())),
         quantized=_read_quantized(record),
+        sparsity=record.get("sparsity", 0.0),
     )
     if not described.reads_text:
         return replace(model, preprocessor=_image_preprocessor(folder, fields))
@@ -198,6 +201,8 @@ def save_model(model: Model, folder: Path) -> None:
     record: dict[str, Any] = {"task": model.task, "inputs": model.inputs, "lineage": model.lineage}
     if model.quantized is not None:
         record["quantized"] = asdict(model.quantized)
+    if model.sparsity:
+        record["sparsity"] = model.sparsity
     if isinstance(model.preprocessor, TextPreprocessor):
         (folder / "tokenizer.json").write_text(model.preprocessor.tokenizer_json, "utf-8")
         settings = {

@@ -145,7 +145,7 @@ def _finish(
     made: Sequence[tuple[stages.Exported, stages.Proof]],
 ) -> BundleResult:
     """Judge what was measured, and write the bundle with the verdict in it."""
-    shipped = compressed.app_bytes + sum(exported.artifact.bytes for exported, _ in made)
+    shipped = compressed.app_bytes + sum(exported.shipped_bytes for exported, _ in made)
     verdict = judge(
         work.settings.budget,
         size=shipped,

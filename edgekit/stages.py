@@ -212,6 +212,18 @@ class Exported:
         path = self.entry.path / "float32" / self.artifact.path.name
         return replace(self.artifact, path=path, scheme="fp32") if path.is_file() else None
 
+    @property
+    def packed(self) -> Path | None:
+        """What an app ships instead, to be expanded by it, where weights are sparse."""
+        from edgekit.export.tflite_packed import SUFFIX
+
+        path = self.entry.path / "packed" / (self.artifact.path.name + SUFFIX)
+        return path if path.is_file() else None
+
+    @property
+    def shipped_bytes(self) -> int:
+        return self.artifact.bytes if self.packed is None else self.packed.stat().st_size
+
 
 def export(
     work: Workbench, plan: Plan, compressed: Compressed, target: Target, format: Format
@@ -232,6 +244,7 @@ def export(
 
     def produce(folder: Path) -> None:
         from edgekit.export import export_artifact
+        from edgekit.export.tflite_packed import pack_tflite
 
         beside = None if scheme == "fp32" else folder / "float32"
         artifact = export_artifact(
@@ -245,6 +258,8 @@ def export(
             target.weight_bits,
             target.integer_ends,
         )
+        if format == "tflite":
+            pack_tflite(artifact.path, folder / "packed")
         (folder / "artifact.json").write_text(json.dumps(artifact.to_json()))
 
     entry = _run(work, "export", f"writing {format} {scheme}", inputs, produce)
@@ -415,6 +430,7 @@ def bundle(
         models=[
             ModelFile(
                 **exported.artifact.to_json(),
+                packed=None if exported.packed is None else exported.packed.name,
                 predicted_bytes=predicted.models.get(exported.artifact.format),
                 proof=dict(proof.record),
             )
@@ -437,6 +453,11 @@ def bundle(
             folder,
             target=target,
             artifacts=[exported.artifact for exported, _ in made],
+            packed={
+                exported.artifact.path.name: exported.packed
+                for exported, _ in made
+                if exported.packed is not None
+            },
             files=compressed.app_files,
             golden=golden,
             manifest=manifest,

@@ -119,6 +119,7 @@ def train(
     folder: Path,
     on_progress: OnProgress = unwatched,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    after_step: Callable[[float], None] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> Report:
     """Train ``module`` in place; see the module's rules.
@@ -126,8 +127,10 @@ def train(
     loss: of one batch, a scalar that is a mean over its rows; ``batch.run(module)`` is the
     module's answer. folder: of this training with this loss alone, since a checkpoint cannot tell
     losses apart; nothing is written elsewhere. evaluate: called after each epoch and at the end,
-    within the time limit but for the last call. checkpoint_seconds: the least time between two
-    checkpoints; 0 is after every step. Threads are torch's own number, as found.
+    within the time limit but for the last call. after_step: called after each step with the share
+    of the training that is done; whatever it changes or remembers must be parameters that learn
+    or buffers of the module, which are what a checkpoint keeps. checkpoint_seconds: the least time
+    between two checkpoints; 0 is after every step. Threads are torch's own number, as found.
     Raises UsageError for settings that cannot be, DataError without rows, and TrainingError when
     nothing can learn, or when it diverged before any state was worth keeping.
     """
@@ -147,7 +150,7 @@ def train(
         put(module, found.part("model"))
     if not course.finished:
         with chance_kept():
-            _run(module, examples, loss, course, checkpoints, found, evaluate)
+            _run(module, examples, loss, course, checkpoints, found, evaluate, after_step)
     return course.report()
 
 
@@ -343,6 +346,7 @@ def _run(
     checkpoints: Checkpoints,
     found: Checkpoint | None,
     evaluate: Callable[[], Mapping[str, float]] | None,
+    after_step: Callable[[float], None] | None,
 ) -> None:
     """Train from where the course stands to its end, or to where it diverges."""
 
@@ -353,7 +357,7 @@ def _run(
 
     device = next(module.parameters()).device
     try:
-        _fit(module, examples, loss, course, checkpoints, found, score)
+        _fit(module, examples, loss, course, checkpoints, found, score, after_step)
     except _Diverged as error:
         course.diverged = (course.step + 1, error.rows, error.why)
         if not course.good:
@@ -378,6 +382,7 @@ def _fit(
     checkpoints: Checkpoints,
     found: Checkpoint | None,
     score: Callable[[int], None],
+    after_step: Callable[[float], None] | None,
 ) -> None:
     """A Trainer run of the batches that are left. Raises _Diverged."""
     import torch
@@ -446,6 +451,8 @@ def _fit(
             if course.exploded():
                 raise _Diverged([*rows_seen], f"a mean loss of {course.recent:.4g}")
             course.end_step()
+            if after_step is not None:
+                after_step(course.step / course.steps)
             if course.worth_keeping():
                 course.good, course.good_step = take(module), course.step
             if course.step * accumulated % per_epoch < accumulated:

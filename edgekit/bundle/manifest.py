@@ -44,6 +44,7 @@ class ModelFile(_Part):
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     lengths: list[int] = Field(description="sequence-length buckets; empty when dynamic")
+    packed: str | None = Field(default=None, description="the file that expands to it, if any")
     predicted_bytes: int | None
     proof: dict[str, Any]
 

@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.artifact import Artifact, sha256
 from edgekit.budget import Budget, Check, Verdict, judge
 from edgekit.bundle.golden import golden_inputs, read_golden
-from edgekit.bundle.manifest import FILE, Manifest, read_manifest
+from edgekit.bundle.manifest import FILE, Manifest, ModelFile, read_manifest
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
@@ -96,8 +96,24 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
-    """The model files of a bundle."""
-    return [Artifact.from_json(folder, entry.model_dump(mode="json")) for entry in manifest.models]
+    """The model files of a bundle; one that is packed is expanded in the cache."""
+    return [
+        Artifact.from_json(_place(folder, entry), entry.model_dump(mode="json"))
+        for entry in manifest.models
+    ]
+
+
+def _place(folder: Path, entry: ModelFile) -> Path:
+    """The folder where the model file itself lies."""
+    if entry.packed is None:
+        return folder
+    from edgekit.export.tflite_packed import expand_tflite
+    from edgekit.store import cache_folder
+
+    place = cache_folder() / "expanded" / sha256(folder / entry.packed)
+    if not (place / entry.file).is_file():
+        expand_tflite(folder / entry.packed, place / entry.file)
+    return place
 
 
 def _golden_checks(

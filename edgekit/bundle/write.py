@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import string
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,28 @@ _ROLES: dict[str, tuple[Role, bool]] = {
     GOLDEN: ("golden", False),
     README: ("readme", False),
 }
+
+_EXPAND = """
+`model.tflite` is shipped as `model.tflite.packed`, without the zeros of its weights. Expand it
+once, at first start (the rules are in edgekit's `export/tflite_packed.py`):
+
+```kotlin
+val packed = ByteBuffer.wrap(File(folder, "model.tflite.packed").readBytes())
+packed.order(ByteOrder.LITTLE_ENDIAN).position(8)
+File(folder, "model.tflite").outputStream().buffered().use { out ->
+    while (packed.hasRemaining()) {
+        val plain = ByteArray(packed.getInt())
+        val span = ByteArray(packed.getInt())
+        val distances = ByteArray(packed.getInt())
+        packed.get(plain).get(distances)
+        var at = 0
+        for (distance in distances) { at += distance.toInt() and 255; span[at] = packed.get() }
+        out.write(plain)
+        out.write(span)
+    }
+}
+```
+"""
 
 
 def app_files(model: "Model | FileModel") -> dict[str, str]:
@@ -89,19 +112,25 @@ def write_bundle(
     files: Mapping[str, str],
     golden: Mapping[str, Any],
     manifest: Manifest,
+    packed: Mapping[str, Path] = types.MappingProxyType({}),
 ) -> Manifest:
-    """Write all of it; the manifest with its files listed. Raises OutputError."""
+    """Write all of it; the manifest with its files listed. Raises OutputError.
+
+    packed: of an artifact's file by its name, the one that is written instead.
+    """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for artifact in artifacts:
-            shutil.copyfile(artifact.path, partial / artifact.path.name)
+            source = packed.get(artifact.path.name, artifact.path)
+            shutil.copyfile(source, partial / source.name)
         for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
         write_golden(golden, partial)
-        (partial / README).write_text(_readme(target, artifacts, manifest), encoding="utf-8")
+        text = _readme(target, artifacts, manifest) + (_EXPAND if packed else "")
+        (partial / README).write_text(text, encoding="utf-8")
         complete = manifest.model_copy(update={"files": _entries(partial)})
         write_manifest(complete, partial)
         _replace(partial, folder)

@@ -31,12 +31,18 @@ def read_onnx(path: Path) -> Contents:
 
 
 def load_onnx(path: Path) -> "onnx.ModelProto":
-    """A file with all its weights, wherever it keeps them. Raises ModelError as ``read_onnx``."""
+    """A file with all its weights, wherever it keeps them, and those that are packed expanded.
+
+    Raises ModelError as ``read_onnx``.
+    """
     import onnx
+
+    from edgekit.export.onnx_sparse import expand_constants
 
     model = _parse(path)
     if _files_beside(model, path):
         onnx.load_external_data_for_model(model, str(path.parent))
+    expand_constants(model)
     return model
 
 

@@ -9,6 +9,7 @@ Rules of the file:
    one kernel that takes longer than the two (MiniLM int8: 1.47 against 1.21 ms).
 4. No documentation strings and no metadata: torch puts stack traces there.
 5. The same model gives the same bytes.
+6. Weights that are mostly zero are packed (``onnx_sparse``).
 """
 
 import hashlib
@@ -49,14 +50,22 @@ def export_onnx(
     cannot export the module, or the file would exceed 2 GB.
     """
     if scheme in STATIC:
-        return _write(_static(model, beside), out / _FILE, scheme)
+        return _write(_packed(_static(model, beside)), out / _FILE, scheme)
     forward = export_forward(model)
     proto = _trace(model, forward)
     _tidy(proto)
     _name_weights(proto.graph, forward)
     if beside is not None:
         _write(proto, beside / _FILE, "fp32")
-    return _write(_apply(proto, scheme, bits), out / _FILE, scheme)
+    return _write(_packed(_apply(proto, scheme, bits)), out / _FILE, scheme)
+
+
+def _packed(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Rule 6."""
+    from edgekit.export.onnx_sparse import pack_constants
+
+    pack_constants(proto)
+    return proto
 
 
 def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":

@@ -83,11 +83,35 @@ def predicted_bytes(
     used, operators = _used(forward, model)
     longest = max(lengths, default=0) if format == "tflite" else 0
     graphs = max(1, len(lengths)) if format == "tflite" else 1
+    sparse = _sparse(model)
     total = 0
     for owner, name, tensor in used:
         total += _stored(owner, name, tensor, scheme, format, longest, graphs)
+        if id(tensor) in sparse:
+            total -= _spared(tensor.numel(), model.sparsity, scheme, format)
     per_operator, least = _GRAPH[format][scheme]
     return total + graphs * (least + operators * per_operator)
+
+
+def _sparse(model: "Model") -> set[int]:
+    """Ids of the weights that ``sparsify`` made sparse."""
+    from edgekit.steps.sparsify import matrices
+
+    return {id(weight) for weight in matrices(model).values()} if model.sparsity else set()
+
+
+def _spared(count: int, sparsity: float, scheme: Scheme, format: Format) -> int:
+    """Bytes that packing a sparse weight takes off what an app ships."""
+    from edgekit.export import onnx_sparse, tflite_packed
+    from edgekit.steps.sparsify import zeros_of
+
+    kept = count - zeros_of(count, sparsity)
+    if scheme == "int4-weights" or format == "torchscript":
+        return 0
+    if format == "onnx":
+        width = {"fp32": 4, "fp16": 2}.get(scheme, 1)
+        return count * width - onnx_sparse.packed_bytes(count, kept, width)
+    return 0 if scheme in FLOAT_SCHEMES else count - tflite_packed.packed_bytes(count, kept)
 
 
 def frees_length(model: "Model | FileModel") -> bool:

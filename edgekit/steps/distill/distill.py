@@ -9,7 +9,8 @@ Rules:
    that share of it is their cross entropy. Regression and embeddings: the mean squared error.
 2. All weights learn. The tenth of the training rows (at most 512) that ``heldout`` sets aside is
    not learned from; the metric on it, before and after, is told in the lineage.
-3. There is no dropout: the teacher's answers are what keeps a student from learning by heart.
+3. Weights that are zero stay zero with ``keep-zeros``: a sparse model stays sparse.
+4. There is no dropout: the teacher's answers are what keeps a student from learning by heart.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Distill:
     """Teaches the model the answers of the original: recovers what other steps have cost.
 
     epochs, batch, learning_rate: as usual; max_minutes: stop by then. temperature: of the
-    distillation. labels: the share of the loss that is for gold labels.
+    distillation. labels: the share of the loss that is for gold labels. keep_zeros: weights that
+    are zero stay zero.
     """
 
     epochs: float = 3.0
@@ -39,6 +41,7 @@ class Distill:
     batch: int = 32
     temperature: float = 2.0
     labels: float = 0.0
+    keep_zeros: bool = False
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
@@ -72,35 +75,38 @@ class Distill:
             )
 
     def apply(self, model: Model, context: Context) -> Model:
+        sparsity = model.sparsity if self.keep_zeros else 0.0
         if context.folder is None:
-            return model
+            return replace(model, sparsity=sparsity)
         from edgekit.model import export_forward
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.heldout import metric_of, quality, set_aside
+        from edgekit.steps.zeros import kept_zero
         from edgekit.train import Training, train
 
         assert context.rows is not None and context.original is not None
-        made = replace(model, module=copy.deepcopy(model.module))
+        made = replace(model, module=copy.deepcopy(model.module), sparsity=sparsity)
         rows, judged = set_aside(context.rows, context.seed)
         context.on_progress(0.0, "running the original on the training rows")
         before = quality(model, judged, context.original)
         examples = taught_examples(
             made, context.original, rows, context.folder, labels=self.labels > 0
         )
-        report = train(
-            export_forward(made, learning=True),
-            examples,
-            answer_loss(made, self.temperature, self.labels),
-            Training(
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                batch=self.batch,
-                max_minutes=self.max_minutes,
-                seed=context.seed,
-            ),
-            folder=context.folder / "training",
-            on_progress=context.on_progress,
-        )
+        with kept_zero(made.module.parameters() if self.keep_zeros else ()):
+            report = train(
+                export_forward(made, learning=True),
+                examples,
+                answer_loss(made, self.temperature, self.labels),
+                Training(
+                    epochs=self.epochs,
+                    learning_rate=self.learning_rate,
+                    batch=self.batch,
+                    max_minutes=self.max_minutes,
+                    seed=context.seed,
+                ),
+                folder=context.folder / "training",
+                on_progress=context.on_progress,
+            )
         after = quality(made, judged, context.original)
         metric = metric_of(made) if judged.labels is not None else "agreement with the original"
         note = (

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.artifact import MATRIX_BITS, STATIC
 from edgekit.errors import RecipeError
@@ -90,14 +90,18 @@ class QuantizeAwareTrain:
     def apply(self, model: Model, context: Context) -> Model:
         from edgekit.model import Quantized
 
+        sparsity = model.sparsity if self.keep_zeros else 0.0
         if context.folder is None:
-            return replace(model, quantized=Quantized(self.scheme, {}, block=self.block))
+            quantized = Quantized(self.scheme, {}, block=self.block)
+            return replace(model, quantized=quantized, sparsity=sparsity)
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.quantize.calibrate import draw, observed_ranges
+        from edgekit.steps.quantize.fake import Weight
         from edgekit.steps.quantize.static import snap, traced
+        from edgekit.steps.zeros import kept_zero
         from edgekit.train import Training, train
 
-        made = replace(model, module=copy.deepcopy(model.module))
+        made = replace(model, module=copy.deepcopy(model.module), sparsity=sparsity)
         found = traced(made, self.scheme)
         static = self.scheme in STATIC
         if static:
@@ -113,24 +117,27 @@ class QuantizeAwareTrain:
         examples = taught_examples(
             model, model, context.rows, context.folder, labels=self.labels > 0
         )
-        kept = _keep_zeros(found) if self.keep_zeros else []
-        report = train(
-            found.module,
-            examples,
-            answer_loss(model, self.temperature, self.labels),
-            Training(
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                batch=self.batch,
-                weight_decay=0.0,
-                max_minutes=self.max_minutes,
-                seed=context.seed,
-            ),
-            folder=context.folder / "training",
-            on_progress=context.on_progress,
-        )
-        for hook in kept:
-            hook.remove()
+        products = [
+            found.module.get_parameter(name)
+            for name, part in found.weights.items()
+            if isinstance(part, Weight)
+        ]
+        with kept_zero(products if self.keep_zeros else ()):
+            report = train(
+                found.module,
+                examples,
+                answer_loss(model, self.temperature, self.labels),
+                Training(
+                    epochs=self.epochs,
+                    learning_rate=self.learning_rate,
+                    batch=self.batch,
+                    weight_decay=0.0,
+                    max_minutes=self.max_minutes,
+                    seed=context.seed,
+                ),
+                folder=context.folder / "training",
+                on_progress=context.on_progress,
+            )
         snap(found)
         for parameter in made.module.parameters():
             parameter.requires_grad_(True)
@@ -169,16 +176,3 @@ class QuantizeAwareTrain:
             parameter.requires_grad_(name not in tables)
         for point in found.points.values():
             point.learn(self.ranges == "learned")
-
-
-def _keep_zeros(found: Traced) -> list[Any]:
-    """Rule 5: no gradient for what is zero; hooks, to be removed in the end."""
-    from edgekit.steps.quantize.fake import Weight
-
-    hooks = []
-    for name, part in found.weights.items():
-        if isinstance(part, Weight):
-            weight = found.module.get_parameter(name)
-            zero = weight.detach() == 0
-            hooks.append(weight.register_hook(lambda gradient, zero=zero: gradient * ~zero))
-    return hooks

@@ -1,0 +1,187 @@
+"""Channels taken out: how many, the answers of the model with them silent, saved and exported."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekit.data import Rows
+from edgekit.devices.run import Pass, run_agent
+from edgekit.errors import RecipeError
+from edgekit.export import export_artifact
+from edgekit.model import Model, identify, load_model, reference_outputs, save_model
+from edgekit.preprocess import Encoded
+from edgekit.recipe import parse_step
+from edgekit.step import Context, apply_steps
+from edgekit.steps.prune_channels import left
+from tests.tiny import tiny_checkpoint
+
+pytest.importorskip("torch_pruning")
+
+SIZES: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "embedding_size": 16,
+        "hidden_sizes": [32, 48],
+        "depths": [2, 1],
+        "layer_type": "basic",
+    },
+    "mobilenet_v2": {"depth_multiplier": 0.35, "min_depth": 8},
+}
+FAMILIES = sorted(SIZES)
+CHANCE = np.random.default_rng(5)
+PIXELS = CHANCE.normal(size=(4, 3, 32, 32)).astype(np.float32)
+ROWS = Rows(images=CHANCE.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8))
+
+
+def source(folder: Path, family: str) -> Any:
+    made = tiny_checkpoint(folder / family, family, "image-classification", **SIZES[family])
+    return identify(str(made))
+
+
+def prune(model: Model, text: str = "prune-channels", folder: Path | None = None) -> Model:
+    return apply_steps([parse_step(text).step], model, Context(ROWS, 0, folder=folder))
+
+
+def logits(module: Any) -> Any:
+    with torch.no_grad():
+        return module(torch.from_numpy(PIXELS)).logits.numpy()
+
+
+def norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {n: m for n, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_widths_are_multiples_of_eight_and_known_beforehand(
+    tmp_path: Path, family: str, importance: str
+) -> None:
+    named = source(tmp_path, family)
+    step = f"prune-channels:ratio=0.5,importance={importance}"
+    model = load_model(named)
+    pruned = prune(model, step, tmp_path)
+    widths = {name: norm.num_features for name, norm in norms(pruned.module).items()}
+    for name, norm in norms(model.module).items():
+        assert widths[name] == left(norm.num_features, 0.5, 8) and widths[name] % 8 == 0, name
+    outline = prune(load_model(named, meta=True), step)
+    assert {n: t.shape for n, t in outline.module.state_dict().items()} == {
+        n: t.shape for n, t in pruned.module.state_dict().items()
+    }
+    assert all(t.is_meta for t in outline.module.state_dict().values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_answers_as_the_whole_model_with_those_channels_silent(
+    tmp_path: Path, family: str
+) -> None:
+    whole = load_model(source(tmp_path, family))
+    before = {
+        name: norm.weight.detach().numpy().copy() for name, norm in norms(whole.module).items()
+    }
+    pruned = prune(whole, folder=tmp_path)
+    changed = 0
+    with torch.no_grad():
+        for name, norm in norms(whole.module).items():
+            kept = np.isin(before[name], norms(pruned.module)[name].weight.numpy())
+            assert kept.sum() == norms(pruned.module)[name].num_features
+            changed += int((~kept).sum())
+            silent = torch.from_numpy(~kept)
+            norm.weight[silent] = 0
+            norm.bias[silent] = 0
+    assert changed > 0
+    np.testing.assert_allclose(logits(pruned.module), logits(whole.module), atol=1e-4, rtol=1e-4)
+
+
+def test_how_many_channels_stay() -> None:
+    cases = [(24, 0.5, 8), (8, 0.9, 8), (6, 0.5, 8), (64, 0.3, 8), (64, 0.3, 1)]
+    assert [left(*case) for case in cases] == [16, 8, 6, 48, 45]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_loads_in_a_fresh_process_and_exports(tmp_path: Path, family: str) -> None:
+    pruned = prune(load_model(source(tmp_path, family)), folder=tmp_path)
+    save_model(pruned, tmp_path / "saved")
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    code = (
+        "import sys, numpy as np, torch; from edgekit.model import identify, load_model;"
+        "m = load_model(identify(sys.argv[1] + '/saved')).module;"
+        "x = torch.from_numpy(np.load(sys.argv[1] + '/pixels.npy'));"
+        "assert 'torch_pruning' not in sys.modules;"
+        "np.save(sys.argv[1] + '/found.npy', m(x).logits.detach().numpy())"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    expected = logits(pruned.module)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)
+
+    again = load_model(identify(str(tmp_path / "saved")))
+    encoded = Encoded({"pixel_values": PIXELS}, None)
+    assert np.allclose(reference_outputs(again, encoded), expected, atol=1e-5)
+    for format in ("onnx", "tflite"):
+        made = export_artifact(again, tmp_path / format, format, "fp32")  # type: ignore[arg-type]
+        passes = run_agent(made, encoded, [Pass("all", "outputs")], threads=1)["passes"]
+        np.testing.assert_allclose(passes["all"]["outputs"], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_named_layers_keep_their_channels(tmp_path: Path) -> None:
+    whole = load_model(source(tmp_path, "resnet"))
+    name = "resnet.encoder.stages.1.layers.0.layer.0.convolution"
+    pruned = prune(whole, f"prune-channels:keep={name}", tmp_path)
+    assert pruned.module.get_submodule(name).out_channels == 48
+    assert pruned.module.classifier[-1].out_features == 3  # type: ignore[index, union-attr]
+
+
+class Plain(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3)
+        self.second = nn.Conv2d(32, 16, 3, stride=2)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def plain(module: nn.Module) -> Model:
+    example = {"x": torch.zeros(1, 3, 16, 16)}
+    return Model(module.eval(), "module", None, None, None, (), example=example)
+
+
+def test_a_plain_module_is_pruned_and_exports(tmp_path: Path) -> None:
+    pruned = prune(plain(Plain()), folder=tmp_path)
+    assert pruned.module.first.weight.shape == (16, 3, 3, 3)
+    assert pruned.module.second.weight.shape == (8, 16, 3, 3)
+    assert pruned.module.last.weight.shape == (5, 8)
+    made = export_artifact(pruned, tmp_path / "out", "onnx", "fp32")
+    assert made.outputs[0].shape[-1] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune-channels:ratio=0", "between 0 and 1"),
+        ("prune-channels:ratio=1", "between 0 and 1"),
+        ("prune-channels:round-to=0", "round-to must be at least 1"),
+        ("prune-channels:keep=nowhere", "keep names nowhere"),
+        ("prune-channels:importance=taylor", "a plain module has none"),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_step(text).step.requires(plain(Plain()), Context(ROWS, 0))
+
+
+def test_it_is_for_convolutions(tmp_path: Path) -> None:
+    step = parse_step("prune-channels").step
+    with pytest.raises(RecipeError, match="no convolutions"):
+        step.requires(load_model(identify(str(tiny_checkpoint(tmp_path / "b")))), Context(None, 0))
+    grouped = plain(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)))
+    with pytest.raises(RecipeError, match="2 groups"):
+        step.requires(grouped, Context(None, 0))
