@@ -16,9 +16,8 @@ the curve of 2 bits, a row for each number of epochs:
     … --record low_bit.json --format onnx --row int2-weights \\
         quantize-aware-train:scheme=int2-weights,block=32,epochs=4,learning-rate=0.0003
 
-What is in the record under the same command, on
-the same machine with the same versions, stays unless `--again`. `--no-times` leaves the comparisons
-to a later run. Prints the record as a table.
+What is in the record under the same command, on the same machine with the same versions, stays
+unless `--again`. `--no-times` leaves the comparisons to a later run. Prints the record as a table.
 """
 
 import argparse
