@@ -45,6 +45,8 @@ class Amount:
         present = [width for width in widths if width]
         if [self.count, self.ratio, self.threshold].count(None) != 2:
             raise RecipeError(f"{step}: give one of count, ratio and threshold")
+        if not present:
+            raise RecipeError(f"{step}: no layer has any left; leave the step out")
         if self.multiple < 1:
             raise RecipeError(f"{step}: multiple must be at least 1, is {self.multiple}")
         if self.threshold is not None:

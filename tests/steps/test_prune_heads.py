@@ -394,6 +394,13 @@ def test_refusals(family: str, text: str, said: str, tmp_path: Path) -> None:
         pruned(model_of(tmp_path, family), None, text)
 
 
+def test_a_model_without_any_left_is_refused(tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    bare = model.with_module(cut(model, [Kept((), range(32))] * 2), "by hand")
+    with pytest.raises(RecipeError, match="no layer has any left"):
+        pruned(bare, None, "prune-heads:ratio=0.5,even=true")
+
+
 @pytest.mark.parametrize("step", [PruneHeads(ratio=0.5), PruneFfn(ratio=0.5)])
 def test_refusals_for_want_of_data(step: Any, tmp_path: Path) -> None:
     model = model_of(tmp_path)
