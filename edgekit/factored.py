@@ -143,7 +143,9 @@ def factored_table(left: Tensor, right: Tensor, padding: int | None) -> nn.Seque
 def is_table(module: Any) -> bool:
     """Whether ``module`` is a ``factored_table``."""
     return (
-        isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[0], nn.Embedding)
+        isinstance(module, nn.Sequential)
+        and len(module) > 0
+        and isinstance(module[0], nn.Embedding)
     )
 
 

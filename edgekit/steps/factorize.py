@@ -141,9 +141,7 @@ class Factorize:
             "two": "as two products" + (", the core multiplied out" if cored else ""),
             "dense": "whole again, because its products would take longer",
         }
-        forms = {
-            len(each): form(each.shape[-1], len(each), left, right, cored) for each in stacks
-        }
+        forms = {len(each): form(each.shape[-1], len(each), left, right, cored) for each in stacks}
         if len(set(forms.values())) == 1:
             told = f"each matrix {said[forms.popitem()[1]]}"
         else:

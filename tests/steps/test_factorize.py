@@ -106,7 +106,10 @@ def test_full_rank_is_the_original(options: dict[str, Any], tmp_path: Path) -> N
     after = factorized(model, rank=24, **options)
     np.testing.assert_allclose(answers(after), answers(model), atol=1e-4)
     save_model(after, tmp_path / "factored")
-    dense, whole = dense_tensors(tmp_path / "factored"), load_file(tmp_path / "whole/model.safetensors")
+    dense, whole = (
+        dense_tensors(tmp_path / "factored"),
+        load_file(tmp_path / "whole/model.safetensors"),
+    )
     assert dense.keys() == whole.keys()
     for name, values in whole.items():
         np.testing.assert_allclose(dense[name], values, atol=1e-5)
