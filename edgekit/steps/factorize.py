@@ -200,7 +200,6 @@ def tucker(
 
     Without ``bank`` P is ``None`` and C is [N, d1, d2].
     """
-    import torch
 
     count, size, _ = whole.shape
     if whole.is_meta:
@@ -238,7 +237,8 @@ def _leading(unfolded: Tensor, count: int) -> Tensor:
     """The leading left singular vectors [M, count] of [M, ...], from its Gram matrix."""
     import torch
 
-    return torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors.flip(-1)[:, :count]
+    vectors: Tensor = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors
+    return vectors.flip(-1)[:, :count]
 
 
 def _relative_error(whole: Tensor, product: Tensor) -> float | None:
@@ -250,7 +250,7 @@ def _relative_error(whole: Tensor, product: Tensor) -> float | None:
 def _slices(weight: Tensor, up: bool) -> Tensor:
     """Rule 1: [g, D, D] of a weight [out, in]."""
     matrix = weight if up else weight.T
-    return matrix.unflatten(0, (-1, matrix.shape[1]))
+    return matrix.reshape(-1, matrix.shape[1], matrix.shape[1])
 
 
 def _matrices(model: Model, module: Any) -> list[tuple[str, nn.Linear, bool]]:

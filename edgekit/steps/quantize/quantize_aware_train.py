@@ -64,8 +64,8 @@ class QuantizeAwareTrain:
     max_minutes: float | None = None
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.distill.teaching import check_labels
         from edgekit.factored import is_factored
+        from edgekit.steps.distill.teaching import check_labels
         from edgekit.steps.quantize.static import require_rows
 
         require_rows("quantize-aware-train", model, context)
