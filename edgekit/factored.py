@@ -53,6 +53,9 @@ class Factors(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.left: Tensor
+        self.right: Tensor
+        self.bank: Tensor
         for name in ("left", "right", "bank"):
             self.register_parameter(name, _parameter(tensors.get(name)))
 
@@ -64,6 +67,11 @@ class Factored(nn.Module):
         self, tensors: Mapping[str, Tensor], shared: Factors | None, transposed: bool
     ) -> None:
         super().__init__()
+        self.left: Tensor
+        self.right: Tensor
+        self.core: Tensor | None
+        self.mix: Tensor
+        self.bias: Tensor | None
         for name in ("left", "right", "core", "mix", "bias"):
             self.register_parameter(name, _parameter(tensors.get(name)))
         self.transposed = transposed
@@ -90,9 +98,11 @@ class Factored(nn.Module):
         # Each slice has its own factors.
         across = right.flatten(0, 1)
         if self.transposed:
-            narrow = torch.einsum("...hd,hdk->...hk", states.unflatten(-1, (len(left), -1)), left)
+            narrow = torch.einsum(
+                "...hd,hdk->...hk", states.reshape(*states.shape[:-1], len(left), -1), left
+            )
             return F.linear(narrow.flatten(-2), across.T, self.bias)
-        narrow = F.linear(states, across).unflatten(-1, (len(left), -1))
+        narrow = F.linear(states, across).reshape(*states.shape[:-1], len(left), -1)
         wide = torch.einsum("...hk,hdk->...hd", narrow, left).flatten(-2)
         return wide if self.bias is None else wide + self.bias
 
@@ -110,11 +120,14 @@ class Repeated(nn.Module):
     def __init__(self, linear: nn.Linear, slices: int, bias: Tensor | None = None) -> None:
         super().__init__()
         self.linear, self.slices = linear, slices
+        self.bias: Tensor | None
         self.register_parameter("bias", _parameter(bias))
 
     def forward(self, states: Tensor) -> Tensor:
         # A reshape and no unflatten: writers of static int8 know the one.
-        shares = self.linear(states.reshape(*states.shape[:-1], self.slices, -1)).flatten(-2)
+        shares: Tensor = self.linear(states.reshape(*states.shape[:-1], self.slices, -1)).flatten(
+            -2
+        )
         return shares if self.bias is None else shares + self.bias
 
 
@@ -136,14 +149,17 @@ class SideBySide(nn.Module):
 
 def factored_table(left: Tensor, right: Tensor, padding: int | None) -> nn.Sequential:
     """The table left [V, E] @ right [E, D], of which rows are looked up by number."""
-    table = nn.Embedding(*left.shape, padding_idx=padding, _weight=left)
+    rows, width = left.shape
+    table = nn.Embedding(rows, width, padding_idx=padding, _weight=left)
     return nn.Sequential(OrderedDict(left=table, right=_linear(right.T.contiguous())))
 
 
 def is_table(module: Any) -> bool:
     """Whether ``module`` is a ``factored_table``."""
     return (
-        isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[0], nn.Embedding)
+        isinstance(module, nn.Sequential)
+        and len(module) > 0
+        and isinstance(module[0], nn.Embedding)
     )
 
 

@@ -141,9 +141,7 @@ class Factorize:
             "two": "as two products" + (", the core multiplied out" if cored else ""),
             "dense": "whole again, because its products would take longer",
         }
-        forms = {
-            len(each): form(each.shape[-1], len(each), left, right, cored) for each in stacks
-        }
+        forms = {len(each): form(each.shape[-1], len(each), left, right, cored) for each in stacks}
         if len(set(forms.values())) == 1:
             told = f"each matrix {said[forms.popitem()[1]]}"
         else:
@@ -202,7 +200,6 @@ def tucker(
 
     Without ``bank`` P is ``None`` and C is [N, d1, d2].
     """
-    import torch
 
     count, size, _ = whole.shape
     if whole.is_meta:
@@ -240,7 +237,8 @@ def _leading(unfolded: Tensor, count: int) -> Tensor:
     """The leading left singular vectors [M, count] of [M, ...], from its Gram matrix."""
     import torch
 
-    return torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors.flip(-1)[:, :count]
+    vectors: Tensor = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors
+    return vectors.flip(-1)[:, :count]
 
 
 def _relative_error(whole: Tensor, product: Tensor) -> float | None:
@@ -252,7 +250,7 @@ def _relative_error(whole: Tensor, product: Tensor) -> float | None:
 def _slices(weight: Tensor, up: bool) -> Tensor:
     """Rule 1: [g, D, D] of a weight [out, in]."""
     matrix = weight if up else weight.T
-    return matrix.unflatten(0, (-1, matrix.shape[1]))
+    return matrix.reshape(-1, matrix.shape[1], matrix.shape[1])
 
 
 def _matrices(model: Model, module: Any) -> list[tuple[str, nn.Linear, bool]]:

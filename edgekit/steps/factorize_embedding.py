@@ -50,9 +50,7 @@ class FactorizeEmbedding:
             )
         full = min(described.word_embeddings(model.module).weight.shape)
         if not 1 <= self.rank <= full:
-            raise RecipeError(
-                f"factorize-embedding: rank must be from 1 to {full}, is {self.rank}"
-            )
+            raise RecipeError(f"factorize-embedding: rank must be from 1 to {full}, is {self.rank}")
 
     def apply(self, model: Model, context: Context) -> Model:
         import torch
