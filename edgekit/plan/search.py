@@ -72,6 +72,12 @@ def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ..
     context = Context(work.data.train, work.settings.seed)
     model = work.outline
     if not isinstance(model, FileModel):
+        if steps and model.architecture is None:
+            raise RecipeError(
+                f"{work.source.reference} is a plain module, and there is no checkpoint format to "
+                "keep what a step makes of it; apply the steps in its factory, with "
+                "edgekit.step.apply_steps, and leave them out here"
+            )
         model = apply_steps([spec.step for spec in steps], model, context)
         _check_grids(work, model, targets)
     lengths = _lengths(work, model) if _needs_lengths(work, model, targets) else ()

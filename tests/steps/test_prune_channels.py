@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import edgekit
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import RecipeError
@@ -161,6 +162,27 @@ def test_a_plain_module_is_pruned_and_exports(tmp_path: Path) -> None:
     assert pruned.module.last.weight.shape == (5, 8)
     made = export_artifact(pruned, tmp_path / "out", "onnx", "fp32")
     assert made.outputs[0].shape[-1] == 5
+
+
+def factory() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The plain module as ``edgekit build`` may be told of it."""
+    module = Plain()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    return module, {"x": torch.zeros(1, 3, 16, 16)}
+
+
+def test_a_build_of_a_plain_module_says_why_it_takes_no_steps(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no checkpoint format"):
+        edgekit.build(
+            "tests.steps.test_prune_channels:factory",
+            target="linux-x86_64",
+            scheme="fp32",
+            steps=["prune-channels"],
+            output=tmp_path / "dist",
+        )
+    assert not (tmp_path / "dist").exists()
 
 
 @pytest.mark.parametrize(
