@@ -35,7 +35,12 @@ from edgekit.steps.vocabulary.rewrite import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
+
     from edgekit.model import Model
+
+    # A text, or one that is split into words already.
+    Text = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class TrimVocabulary:
         if tokens != rows:
             raise RecipeError(f"trim-vocabulary: {tokens} tokens but {rows} embedding rows")
 
-    def _used(self, model: "Model", texts: tuple[str, ...]) -> set[int]:
+    def _used(self, model: "Model", texts: "tuple[Text, ...]") -> set[int]:
         """Ids that the text, the word list and the padding ask for (rules 1 and 2)."""
         preprocessor, architecture = model.preprocessor, model.architecture
         assert isinstance(preprocessor, TextPreprocessor) and architecture is not None
@@ -112,22 +117,27 @@ class TrimVocabulary:
 
 
 @functools.lru_cache(maxsize=4)
-def token_counts(tokenizer_json: str, texts: tuple[str, ...]) -> Mapping[int, int]:
-    """How often each id occurs in the texts, without special tokens. Plans ask several times."""
-    from tokenizers import Tokenizer
-
+def token_counts(tokenizer_json: str, texts: "tuple[Text, ...]") -> Mapping[int, int]:
+    """How often each id occurs in the texts. Plans ask several times."""
     counts: collections.Counter[int] = collections.Counter()
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+    for encoding in _split(tokenizer_json, texts):
         counts.update(encoding.ids)
     return counts
 
 
-def _texts(rows: Any) -> Iterable[str]:
-    for texts in (rows.texts, rows.pairs):
-        yield from texts or ()
-    for words in rows.words or ():
-        yield " ".join(words)
+def _texts(rows: Any) -> "Iterable[Text]":
+    for column in (rows.texts, rows.pairs, rows.words):
+        yield from column or ()
+
+
+def _split(tokenizer_json: str, texts: "Sequence[Text]") -> "list[Encoding]":
+    """The texts as the preprocessor splits them: rows of words are split already."""
+    from tokenizers import Tokenizer
+
+    of_words = bool(texts) and not isinstance(texts[0], str)
+    return Tokenizer.from_str(tokenizer_json).encode_batch(
+        [list(text) for text in texts] if of_words else list(texts), is_pretokenized=of_words
+    )
 
 
 def _read_words(path: Path) -> tuple[str, ...]:
@@ -139,12 +149,12 @@ def _read_words(path: Path) -> tuple[str, ...]:
         raise RecipeError(f"trim-vocabulary: cannot read the word list {path}: {error}") from None
 
 
-def _check_round_trip(before: str, after: str, kept: Sequence[int], texts: Sequence[str]) -> None:
+def _check_round_trip(
+    before: str, after: str, kept: Sequence[int], texts: "Sequence[Text]"
+) -> None:
     """Rule 4, on every training text."""
-    from tokenizers import Tokenizer
-
     old_unknown, new_unknown = (unknown_id(json.loads(each)) for each in (before, after))
-    split = [Tokenizer.from_str(each).encode_batch(list(texts)) for each in (before, after)]
+    split = [_split(each, texts) for each in (before, after)]
     stays = set(kept)
     for text, old, new in zip(texts, *split, strict=True):
         found = [kept[i] for i in new.ids]

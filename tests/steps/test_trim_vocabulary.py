@@ -168,6 +168,24 @@ def test_other_kinds_of_vocabulary_give_the_same_answers_from_fewer_rows(
         assert (found[index] == rows_before[whole.get_vocab()[token]]).all()
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_rows_of_words_are_split_as_before(family: str, tmp_path: Path) -> None:
+    """A word behind no space is another token in BPE, and the one that rows of words give."""
+    model = load_model(
+        identify(str(tiny_checkpoint(tmp_path, family, task="token-classification")))
+    )
+    rows = Rows(words=(("my", "card", "stolen"), ("transfer", "London")))
+    trimmed = apply_steps([TrimVocabulary()], model, Context(rows, seed=0))
+    assert model.preprocessor is not None and trimmed.preprocessor is not None
+    before, after = model.preprocessor.encode(rows), trimmed.preprocessor.encode(rows)
+    assert before.word_starts is not None and after.word_starts is not None
+    for old, new in zip(before.word_starts, after.word_starts, strict=True):
+        np.testing.assert_array_equal(old, new)
+    np.testing.assert_allclose(
+        reference_outputs(trimmed, after), reference_outputs(model, before), atol=1e-6
+    )
+
+
 def test_positions_counted_from_the_padding_stay_where_they_are(tmp_path: Path) -> None:
     """A RoBERTa whose padding is its last special token: nothing before it may go."""
     folder = tiny_checkpoint(tmp_path / "whole", "roberta")
