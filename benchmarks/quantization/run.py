@@ -107,7 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--record", default="results.json", help="a file beside this one")
     options = parser.parse_args()
-    path = Path(__file__).with_name(options.record)
+    path = Path(__file__).parent / options.record
     record = _record(options, path)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(options, Path(name))
@@ -236,6 +236,7 @@ class Bench:
             "metrics": after,
             "retained": after[metric] / before[metric],
             "agreement": proof["agreement"],
+            "peak_memory": proof["peak_memory"],
             "lineage": manifest.model.lineage,
             "build_seconds": seconds,
         }
@@ -331,7 +332,14 @@ def _table(record: dict[str, Any]) -> Table:
     )
     table.add_column("scheme")
     table.add_column("format")
-    for name in ("bytes", metric, "retained", "agreement", *(f"p50 / {each}" for each in _AGAINST)):
+    for name in (
+        "bytes",
+        "peak memory",
+        metric,
+        "retained",
+        "agreement",
+        *(f"p50 / {each}" for each in _AGAINST),
+    ):
         table.add_column(name, justify="right")
     table.add_column("minutes", justify="right")
     for row in record["rows"]:
@@ -344,6 +352,7 @@ def _table(record: dict[str, Any]) -> Table:
             scheme,
             row["format"],
             _megabytes(row["bytes"]),
+            _megabytes(row["peak_memory"]) if row.get("peak_memory") else "–",
             f"{row['metrics'][metric]:.2%}",
             f"{row['retained']:.2%}",
             f"{row['agreement']:.2%}",
