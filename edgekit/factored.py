@@ -98,15 +98,13 @@ class Factored(nn.Module):
         # Each slice has its own factors.
         across = right.flatten(0, 1)
         if self.transposed:
-            narrow = torch.einsum(
-                "...hd,hdk->...hk", states.reshape(*states.shape[:-1], len(left), -1), left
-            )
+            narrow = torch.einsum("...hd,hdk->...hk", _cut(states, len(left)), left)
             return F.linear(narrow.flatten(-2), across.T, self.bias)
-        narrow = F.linear(states, across).reshape(*states.shape[:-1], len(left), -1)
+        narrow = _cut(F.linear(states, across), len(left))
         wide = torch.einsum("...hk,hdk->...hd", narrow, left).flatten(-2)
         return wide if self.bias is None else wide + self.bias
 
-    def weight_(self) -> Tensor:
+    def product(self) -> Tensor:
         """The weight [out, in] that this stands for."""
         left, core, right = self.parts()
         inner = left if core is None else left @ core
@@ -124,11 +122,13 @@ class Repeated(nn.Module):
         self.register_parameter("bias", _parameter(bias))
 
     def forward(self, states: Tensor) -> Tensor:
-        # A reshape and no unflatten: writers of static int8 know the one.
-        shares: Tensor = self.linear(states.reshape(*states.shape[:-1], self.slices, -1)).flatten(
-            -2
-        )
+        shares: Tensor = self.linear(_cut(states, self.slices)).flatten(-2)
         return shares if self.bias is None else shares + self.bias
+
+
+def _cut(states: Tensor, slices: int) -> Tensor:
+    """[..., g D] to [..., g, D]; by a reshape, which writers of static int8 know."""
+    return states.reshape(*states.shape[:-1], slices, -1)
 
 
 class SideBySide(nn.Module):
@@ -212,7 +212,7 @@ def _plain(matrix: Factored, wide: Mapping[str, nn.Parameter]) -> nn.Module:
     chosen = form(size, slices, left.shape[-1], right.shape[-2], core is not None)
     bias = None if matrix.bias is None else matrix.bias.detach()
     if chosen == "dense":
-        return _linear(matrix.weight_(), bias)
+        return _linear(matrix.product(), bias)
     parts: list[nn.Module]
     if core is None:
         across = right.flatten(0, 1)

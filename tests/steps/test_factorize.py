@@ -271,12 +271,12 @@ def documented(text: str | None) -> list[str]:
     return [line.removeprefix("    ") for line in lines if line.startswith("    ")]
 
 
-# Of rank 4 the files hold three products, of 10 two for attention and three for the rest.
+# Three products each; of ranks 11 and 10 two for attention, three for the rest; of rank 20 one.
 @pytest.mark.parametrize(
     ("method", "ranks", "bank"),
     [("II", (6, 6), None), ("III", (4, 6), None), ("IV", (11, 10), 5), ("III", (20, 20), None)],
 )
-def test_files_answer_alike_and_are_as_large_as_predicted(
+def test_however_it_is_multiplied_a_file_answers_alike(
     method: Any, ranks: tuple[int, int], bank: int | None, tmp_path: Path
 ) -> None:
     from tests.export.test_torchscript import run
