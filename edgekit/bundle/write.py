@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import string
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,7 +111,7 @@ def write_bundle(
     files: Mapping[str, str],
     golden: Mapping[str, Any],
     manifest: Manifest,
-    packed: Mapping[str, Path] = types.MappingProxyType({}),
+    packed: Mapping[str, Path],
 ) -> Manifest:
     """Write all of it; the manifest with its files listed. Raises OutputError.
 

@@ -9,7 +9,8 @@ Rules:
    ConstantOfShape, ScatterElements, Reshape. All they read is constant, so ONNX Runtime (1.17 to
    1.31 are tried) works them out once, at load, unless optimizations are turned off.
 3. Files and answers are those of the dense file but for these constants. MiniLM int8 with 85 % of
-   zeros: 0.30 bytes a weight instead of 1, 0.14 s to load instead of 0.12, the same time a run.
+   zeros: 0.30 bytes a weight instead of 1, 0.14 s to load instead of 0.12 (1.17: 0.60 instead of
+   0.22), a peak of 119 instead of 97 MB, the same time a run.
 
 Deflate alone takes 0.26 bytes of that dense file's weights, a bitmap with the numbers 0.275, and
 deflate of this form 0.22: an app's download is compressed anyway, its disk is not.

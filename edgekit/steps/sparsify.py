@@ -18,8 +18,9 @@ Rules:
 7. The pattern survives later training only with ``keep-zeros``, which distill and
    quantize-aware-train have. Zero is on every grid, so integers keep it.
 
-Files keep a sparse matrix as its numbers and their distances (``export/onnx_sparse``). Runtimes
-expand it at load and multiply as before: the file is smaller, and as fast as a dense one.
+Files keep a sparse matrix as its numbers and their distances: ONNX Runtime expands it at load
+(``export/onnx_sparse``), for TFLite the app does so once (``export/tflite_packed``). Either way
+the runtime multiplies as before: the file is smaller, and no faster than a dense one.
 """
 
 from __future__ import annotations
