@@ -107,18 +107,18 @@ def test_shuffled_labels_select_nothing() -> None:
 def test_classifiers_are_at_the_optimum_that_scikit_learn_finds() -> None:
     states, labels = planted(2, rows=300)
     states = states.astype(np.float64)  # scikit-learn stays in float32 otherwise
-    theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(states, labels)
+    theirs = LogisticRegression(C=1 / 3, tol=1e-10, max_iter=5000).fit(states, labels)
     found = fit_classifier(states, labels, 5)
     np.testing.assert_allclose(found.weight, theirs.coef_, atol=2e-4)
     numbers = states @ np.linspace(-1, 1, 48) + 3
-    ridge = Ridge(alpha=1.0).fit(states, numbers)
+    ridge = Ridge(alpha=3.0).fit(states, numbers)
     fitted = fit_classifier(states, numbers, 1)
     np.testing.assert_allclose(fitted.weight[0], ridge.coef_, atol=1e-4)
     np.testing.assert_allclose(fitted.bias[0], ridge.intercept_, atol=1e-3)
     several = np.stack([labels == 0, labels < 3], axis=1).astype(np.int64)
     both = fit_classifier(states, several, 2)
     for n in range(2):
-        one = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(states, several[:, n])
+        one = LogisticRegression(C=1 / 3, tol=1e-10, max_iter=5000).fit(states, several[:, n])
         np.testing.assert_allclose(both.weight[n], one.coef_[0], atol=2e-4)
 
 
