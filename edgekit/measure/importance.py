@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.preprocess import Array
     from edgekit.step import Context
+    from edgekit.steps.importance import Importance as Score
 
 Part = Literal["layers", "heads", "neurons"]
 # Rows of units by name, as from one layer: float64 [units].
@@ -64,27 +65,18 @@ def _contributions(model: Model, context: Context) -> Units:
     return _by_layer([np.array([1 - cosine]) for cosine in contributions(model, context)])
 
 
-def _head_magnitudes(model: Model, context: Context) -> Units:
-    from edgekit.steps.needs import need_encoder
+def _units(part: Literal["heads", "neurons"], by: Score) -> Callable[[Model, Context], Units]:
+    """What prune-heads and prune-ffn rank by."""
 
-    layers = need_encoder("magnitude", model).layers
-    assert layers is not None
-    module: Any = model.module
-    return _by_layer([_magnitude(layer) for layer in layers(module.base_model)])
+    def of(model: Model, context: Context) -> Units:
+        from edgekit.steps.importance import importances, need_data
+        from edgekit.steps.slicing import need_cuts
 
+        need_cuts(by, model, part)
+        need_data(by, by, model, context)
+        return _by_layer(importances(model, context, part, by))
 
-def _magnitude(layer: Any) -> Array:
-    """[H]: of each head, the norm of its rows of the values times that of its output columns."""
-    value, output = (
-        part.weight.detach().double().numpy() for part in (layer.value, layer.attention_output)
-    )
-    if value.shape[0] % layer.head_width:
-        raise RecipeError("its heads have no rows of their own")
-    heads = value.shape[0] // layer.head_width
-    rows = np.linalg.norm(value.reshape(heads, -1), axis=1)
-    columns = np.linalg.norm(output.T.reshape(heads, -1), axis=1)
-    product: Array = rows * columns
-    return product
+    return of
 
 
 def _probed(model: Model, context: Context) -> Units:
@@ -116,6 +108,11 @@ SCORES: tuple[tuple[Part, str, str, Callable[[Model, Context], Units]], ...] = (
         "1 - cosine of the summary token's state before and after",
         _contributions,
     ),
-    ("heads", "magnitude", "norm of its value rows times its output columns", _head_magnitudes),
+    ("heads", "taylor", "first-order change of the loss without it", _units("heads", "taylor")),
+    ("heads", "magnitude", "norm of its rows times its columns", _units("heads", "magnitude")),
+    ("heads", "activation", "mean length of what it adds", _units("heads", "activation")),
+    ("neurons", "taylor", "first-order change of the loss without it", _units("neurons", "taylor")),
+    ("neurons", "magnitude", "norm of its row times its column", _units("neurons", "magnitude")),
+    ("neurons", "activation", "mean length of what it adds", _units("neurons", "activation")),
     ("neurons", "probe", "largest share of a class's weights in a linear probe", _probed),
 )
