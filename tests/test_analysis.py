@@ -29,9 +29,10 @@ def test_scores_of_layers_heads_and_neurons(project: TinyProject) -> None:
     prefix = "bert.encoder.layer.1.attention."
     value = weights[prefix + "self.value.weight"].astype(np.float64)
     output = weights[prefix + "output.dense.weight"].astype(np.float64)
+    bias = weights[prefix + "self.value.bias"].astype(np.float64)
+    value = np.hstack([value, bias[:, None]])
     expected = [
-        np.sqrt((value[at : at + 6] ** 2).sum()) * np.sqrt((output[:, at : at + 6] ** 2).sum())
-        for at in range(0, 24, 6)
+        np.linalg.norm(output[:, at : at + 6] @ value[at : at + 6]) for at in range(0, 24, 6)
     ]
     np.testing.assert_allclose(scores["heads", "magnitude"]["layer 2"], expected, rtol=1e-6)
     assert scores["neurons", "probe"]["classifier"].shape == (24,)
@@ -39,26 +40,32 @@ def test_scores_of_layers_heads_and_neurons(project: TinyProject) -> None:
 
 def test_without_data_what_needs_none_is_there_and_the_rest_says_why(project: TinyProject) -> None:
     found = edgekit.analyze(project.checkpoint)
-    assert [each.part for each in found.found] == ["heads"]
-    assert len(found.notes) == 2 and all("--data" in note for note in found.notes)
+    assert [(e.part, e.score) for e in found.found] == [
+        ("heads", "magnitude"),
+        ("neurons", "magnitude"),
+    ]
+    assert len(found.notes) == 6 and all("--data" in note for note in found.notes)
 
 
 def test_the_picture_has_a_shape_for_each_unit(project: TinyProject, tmp_path: Path) -> None:
-    edgekit.analyze(project.checkpoint, data=project.train, plot=tmp_path / "plot.svg")
+    found = edgekit.analyze(project.checkpoint, data=project.train, plot=tmp_path / "plot.svg")
     tree = ElementTree.parse(tmp_path / "plot.svg")
     space = "{http://www.w3.org/2000/svg}"
-    # Its background, two layers, two times four heads, 24 neurons.
-    assert len(tree.findall(f"{space}rect")) == 1 + 2 + 8 + 24
+    units = sum(len(values) for each in found.found for values in each.rows.values())
+    assert len(tree.findall(f"{space}rect")) == 1 + units
     texts = [each.text for each in tree.findall(f"{space}text")]
     assert "heads by magnitude" in texts and "layer 2" in texts
     with pytest.raises(OutputError, match="cannot write"):
         edgekit.analyze(project.checkpoint, plot=tmp_path / "none" / "plot.svg")
 
 
-def test_families_with_shared_or_stacked_projections(tmp_path: Path) -> None:
-    for family in ("albert", "xlnet", "mobilebert"):
+def test_what_a_family_has_no_score_of_is_said(tmp_path: Path) -> None:
+    for family, heads, neurons in (("albert", 1, 1), ("xlnet", 0, 2), ("mobilebert", 2, 0)):
         found = edgekit.analyze(tiny_checkpoint(tmp_path / family, family))
-        assert [list(each.rows) for each in found.found] == [["layer 1", "layer 2"]]
+        rows = {each.part: len(each.rows) for each in found.found}
+        assert rows == {part: n for part, n in (("heads", heads), ("neurons", neurons)) if n}
+        missing = [part for part in ("heads", "neurons") if part not in rows]
+        assert all(any(f"magnitude of {part}" in note for note in found.notes) for part in missing)
 
 
 def test_what_it_does_not_read(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_integer_ends_are_for_static_tflite(tmp_path: Path) -> None:
     (tmp_path / "target.toml").write_text(text)
     with pytest.raises(TargetError, match="integer_ends: is for TFLite and for the schemes"):
         load_target(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("package", "oldest", "runs"),
     [

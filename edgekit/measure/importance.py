@@ -109,10 +109,10 @@ SCORES: tuple[tuple[Part, str, str, Callable[[Model, Context], Units]], ...] = (
         _contributions,
     ),
     ("heads", "taylor", "first-order change of the loss without it", _units("heads", "taylor")),
-    ("heads", "magnitude", "norm of its rows times its columns", _units("heads", "magnitude")),
+    ("heads", "magnitude", "norm of its columns times its rows", _units("heads", "magnitude")),
     ("heads", "activation", "mean length of what it adds", _units("heads", "activation")),
     ("neurons", "taylor", "first-order change of the loss without it", _units("neurons", "taylor")),
-    ("neurons", "magnitude", "norm of its row times its column", _units("neurons", "magnitude")),
+    ("neurons", "magnitude", "norm of its column times its row", _units("neurons", "magnitude")),
     ("neurons", "activation", "mean length of what it adds", _units("neurons", "activation")),
     ("neurons", "probe", "largest share of a class's weights in a linear probe", _probed),
 )

@@ -6,8 +6,8 @@ Rules:
    |dL / dm|, where m = 1 multiplies what the unit gives (Michel et al. 2019, arXiv 1905.10650;
    Xu et al. 2022, arXiv 2112.07198). L is the loss of gold labels: the distance to the model's
    own answers would not do, since its gradient is zero at the model itself.
-2. ``magnitude``: the Frobenius norm of the unit's rows (with their bias) times its columns: of
-   value and output for a head, of up and down for a neuron. It needs no data.
+2. ``magnitude``: the Frobenius norm of the product of the unit's columns and its rows (with their
+   bias): of output and value for a head, of down and up for a neuron. It needs no data.
 3. ``activation``: the mean length, over tokens, of what the unit adds to the state.
 4. 512 training rows are looked at, drawn by the seed, in batches of 32.
 """
