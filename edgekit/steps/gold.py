@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 def need_gold(step: str, model: Model, context: Context, least: int = ENOUGH) -> None:
     """There are training rows with labels, and a task whose labels make a loss."""
     if model.task == "sentence-embedding":
-        raise RecipeError(
-            f"{step}: sentence embeddings have no labels that make a loss; choose an importance "
-            "that needs none, or another step"
-        )
+        raise RecipeError(f"{step}: it needs gold labels, and sentence embeddings have none")
     need_rows(step, context, least)
     need_labels(step, context)
 

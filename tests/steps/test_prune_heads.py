@@ -394,6 +394,17 @@ def test_refusals(family: str, text: str, said: str, tmp_path: Path) -> None:
         pruned(model_of(tmp_path, family), None, text)
 
 
+def test_sentence_embeddings_are_pruned_without_labels(tmp_path: Path) -> None:
+    from tests.tiny import tiny_checkpoint
+
+    folder = tiny_checkpoint(tmp_path / "whole", "bert", "sentence-embedding")
+    model = load_model(identify(str(folder)))
+    with pytest.raises(RecipeError, match="sentence embeddings have none"):
+        pruned(model, tmp_path, "prune-heads:ratio=0.5")
+    after = pruned(model, tmp_path, "prune-heads:ratio=0.5,importance=activation")
+    assert sum(layer.heads for layer in own_layers(after)) == 4
+
+
 def test_a_model_without_any_left_is_refused(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     bare = model.with_module(cut(model, [Kept((), range(32))] * 2), "by hand")
