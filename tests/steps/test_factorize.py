@@ -324,9 +324,9 @@ def test_onnx_and_tflite_answer_alike_static_ones_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
-@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
 def test_prediction_is_near(format: Any, scheme: Any, tmp_path: Path) -> None:
-    """The weights of a model of real width; its graph is as large as one of a tenth of them."""
+    """TorchScript files store R several times, as int8 once a bias, and are larger."""
     model_of(tmp_path / "whole", 2, 384)
     source = identify(str(tmp_path / "whole"))
     options: dict[str, Any] = {"method": "III", "left_rank": 96, "right_rank": 128}
