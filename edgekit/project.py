@@ -320,7 +320,8 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 def _choice(value: str, choices: Sequence[str], what: str) -> str:
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
+        near = [each for each in choices if each.startswith(value)]
+        near = near or difflib.get_close_matches(value, choices, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UsageError(f"'{value}' is not a {what}; {hint}choose from {', '.join(choices)}")
     return value

@@ -322,10 +322,13 @@ def test_a_bundle_of_another_model_needs_overwrite(project: TinyProject, tmp_pat
 
 
 def test_a_step_that_does_not_fit_the_model_is_refused_before_work(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "roberta", "roberta")
-    with pytest.raises(RecipeError, match="BPE"):
+    checkpoint = tiny_checkpoint(tmp_path / "xlnet", "xlnet")
+    with pytest.raises(RecipeError, match="prune-heads"):
         edgekit.build(
-            checkpoint, target="linux-x86_64", output=tmp_path / "dist", steps=["trim-vocabulary"]
+            checkpoint,
+            target="linux-x86_64",
+            output=tmp_path / "dist",
+            steps=["prune-heads:ratio=0.5"],
         )
     assert not (tmp_path / "dist").exists()
 

@@ -126,8 +126,9 @@ def test_analyze(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = tiny_project(here)
     arguments = ["analyze", str(project.checkpoint), "--data", str(project.train)]
     told = document(capsys, *arguments)
-    assert [each["part"] for each in told["importance"]] == ["layers", "heads", "neurons"]
-    best = int(np.argmax(told["importance"][2]["rows"]["classifier"])) + 1
+    assert {each["part"] for each in told["importance"]} == {"layers", "heads", "neurons"}
+    (probe,) = (each for each in told["importance"] if each["score"] == "probe")
+    best = int(np.argmax(probe["rows"]["classifier"])) + 1
     assert run([*arguments, "--plot", "plot.svg"]) == 0
     printed = capsys.readouterr().out
     assert "layers by contribution" in printed and "plot.svg" in printed
