@@ -43,6 +43,9 @@ _DECISIVE = (
     "litert-torch",
     "ai-edge-litert",
     "numpy",
+    "scikit-learn",
+    "neural-compressor-pt",
+    "torch-pruning",
 )
 _RECORD = "entry.json"
 

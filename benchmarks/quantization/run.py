@@ -143,6 +143,9 @@ def _record(options: argparse.Namespace, path: Path) -> dict[str, Any]:
         "data": {"train": options.train.name, "eval": options.eval.name},
     }
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    # A library that the record does not name had no part in it.
+    if known:
+        head["versions"] = {k: v for k, v in head["versions"].items() if k in known["versions"]}
     if all(known.get(key) == value for key, value in head.items()):
         return known
     if known:

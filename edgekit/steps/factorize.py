@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import RecipeError
@@ -109,7 +109,8 @@ class Factorize:
             f"factorize ({self.method}, {ranks}{bank}): {before:,} weights of {len(matrices)} "
             f"matrices became {after:,}{lost}; {self._in_files(stacks, left, right)}"
         )
-        return model.with_module(changed.eval(), note)
+        # A product of factors has no zeros where the matrix had them.
+        return replace(model.with_module(changed.eval(), note), sparsity=0.0)
 
     def ensures(self, before: Model, after: Model) -> None:
         size, slices = _shape_of(before)
