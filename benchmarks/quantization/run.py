@@ -144,9 +144,8 @@ def _record(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     }
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     # A library that the record does not name had no part in it.
-    if known:
-        head["versions"] = {k: v for k, v in head["versions"].items() if k in known["versions"]}
-    if all(known.get(key) == value for key, value in head.items()):
+    named = {k: v for k, v in head["versions"].items() if k in known.get("versions", {})}
+    if all(known.get(key) == value for key, value in (head | {"versions": named}).items()):
         return known
     if known:
         print(f"{path.name} is of another machine, model, data or versions: it starts anew")
