@@ -102,7 +102,7 @@ def _own_scores(checkpoint: Path, pairs: list[tuple[str, str]]) -> Any:
 @pytest.mark.parametrize("scheme", ["int8-static", "int16x8"])
 def test_a_picture_model_takes_and_gives_integers(tmp_path: Path, scheme: str) -> None:
     """Fed real numbers by us, at every place where a file is run."""
-    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **TASKS["resnet"])
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "resnet", "image-classification")
     edgekit.build(
         checkpoint,
         target="integer-only",

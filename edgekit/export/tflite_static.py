@@ -482,8 +482,12 @@ def _as_reshape(op: Operator) -> Operator:
     if op.kernel.name != "SUM" or op.inputs[0] is None:
         return op
     shape = op.outputs[0].shape
-    free = op.outputs[0].fields.shapeSignature
-    if np.prod(shape) != np.prod(op.inputs[0].shape) or (free is not None and min(free) < 0):
+    # A length that is one here may be another in the app.
+    for tensor in (op.inputs[0], op.outputs[0]):
+        free = tensor.fields.shapeSignature
+        if free is not None and min(free, default=0) < 0:
+            return op
+    if np.prod(shape) != np.prod(op.inputs[0].shape):
         return op
     target = constant(f"{op.outputs[0].name}.shape", np.array(shape, np.int32))
     options = schema().ReshapeOptionsT()

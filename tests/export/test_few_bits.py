@@ -114,6 +114,7 @@ def test_float_arithmetic_takes_a_byte_apart(first: int, second: int) -> None:
     assert (packed - 16 * quotient, quotient) == (first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "tflite"])
 @pytest.mark.parametrize(("scheme", "bits"), [("int4-all", 4), ("int2-weights", 2)])
 def test_a_file_holds_the_grids_integers_and_answers_by_them(
@@ -162,6 +163,7 @@ def test_a_file_holds_the_grids_integers_and_answers_by_them(
     )
 
 
+@pytest.mark.slow
 def test_packed_tables_promise_what_an_old_runtime_can_keep(bert: Model, tmp_path: Path) -> None:
     made = export_artifact(bert, tmp_path, "tflite", "int4-all", any_length=True)
     for name, version in operator_versions(made.path).items():

@@ -18,7 +18,7 @@ from edgekit.errors import ExportError
 from edgekit.export import export_artifact
 from edgekit.preprocess import Encoded
 from edgekit.steps.quantize.static import fake_outputs, integer_weights
-from tests.export.cases import Array, case, each_case
+from tests.export.cases import DISTINCT, Array, case, each_case
 from tests.export.test_onnx import run, session
 from tests.export.test_tflite import KNOWN_TO_2_14, operator_versions, plain, raw_model, run_all
 from tests.static_cases import Static, calibrated, holds, static_case, wide_matrices
@@ -31,7 +31,16 @@ STEPS = {"resnet": 2, "mobilenet_v2": 60, "mobilebert": 16, "xlnet": 16}
 # A step of 16 bits is 256 times as fine; kernels scale in 16 bits, and look softmax up in a table.
 STEPS_16 = {"resnet": 8, "vit": 128, "mobilenet_v2": 512}
 QUICK = (("bert", "text-classification"), ("resnet", "image-classification"))
-each_family = each_case(*QUICK)
+each_family = each_case(*QUICK, cases=DISTINCT)
+some_families = each_case(
+    ("bert", "text-classification"),
+    cases=[
+        ("xlnet", "text-classification"),
+        ("bert", "sentence-embedding"),
+        ("resnet", "image-classification"),
+        ("vit", "image-classification"),
+    ],
+)
 
 
 @functools.cache
@@ -112,7 +121,7 @@ def test_files_answer_as_the_rounded_model(family: str, task: str) -> None:
         assert made.steps(answers(made, tflite_file.path, pad=5)) <= limit
 
 
-@each_family
+@some_families
 def test_int16_files_answer_as_the_rounded_model(family: str, task: str) -> None:
     made = static_case(family, task, "int16x8")
     path = exported(family, task, "tflite", scheme="int16x8").path
@@ -154,11 +163,11 @@ def test_int16_products_have_int8_weights_and_int64_biases() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "scheme"),
     [
         ("resnet", "int8-static"),
-        pytest.param("mobilenet_v2", "int8-static", marks=pytest.mark.slow),
         pytest.param("resnet", "int16x8", marks=pytest.mark.slow),
     ],
 )
@@ -219,6 +228,7 @@ class Clamps(nn.Module):
         return self.last(nn.functional.hardtanh(self.inner(y.mean((2, 3))), 0, 0.5))
 
 
+@pytest.mark.slow
 def test_clamps_beside_a_point_are_kept(tmp_path: Path) -> None:
     net = Clamps().eval()
     x = torch.randn(40, 3, 12, 12)

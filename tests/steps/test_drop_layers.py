@@ -129,6 +129,7 @@ def by_layer(tensors: dict[str, np.ndarray[Any, Any]]) -> dict[int, dict[str, st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_the_file_is_the_model_with_identities_in_place_of_layers(
     format: Any, tmp_path: Path

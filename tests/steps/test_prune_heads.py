@@ -161,6 +161,7 @@ def test_files_of_uneven_layers_answer_as_the_model(
     assert cosine > 0.98
 
 
+@pytest.mark.slow
 def test_the_files_parameters_fall_by_the_formula(tmp_path: Path) -> None:
     import onnx
 

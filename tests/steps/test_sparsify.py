@@ -121,6 +121,7 @@ def test_a_killed_training_ends_in_the_same_pattern_and_weights(tmp_path: Path) 
             assert zeros(whole[name]) == round(0.7 * whole[name].size)
 
 
+@pytest.mark.slow
 def test_zeros_outlive_distill_and_integers_with_keep_zeros_alone(tmp_path: Path) -> None:
     sparse = apply("sparsify:sparsity=0.7,epochs=0", bert(tmp_path / "model"), tmp_path / "s")
     before = state(sparse)
@@ -148,6 +149,7 @@ def test_a_sparse_model_is_saved_and_says_so(tmp_path: Path) -> None:
     assert all(np.array_equal(state(again)[name], each) for name, each in state(sparse).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
 def test_the_file_is_as_small_as_predicted_and_answers_as_before(
     tmp_path: Path, scheme: Any
@@ -200,6 +202,7 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
         parse_step(text).step.requires(bert(tmp_path / "model"), Context(ROWS, 0))
 
 
+@pytest.mark.slow
 def test_it_is_for_encoders_with_rows_before_integers(tmp_path: Path) -> None:
     model = bert(tmp_path / "model")
     with pytest.raises(RecipeError, match="give --data"):

@@ -94,6 +94,7 @@ def test_two_bits_are_trained_on_the_grid_that_files_find_again(
     assert (made.quantized.scheme, made.quantized.block) == ("int2-weights", 8)
 
 
+@pytest.mark.slow
 def test_a_saved_model_rounds_as_it_did_when_trained(bert: Model, tmp_path: Path) -> None:
     made = _train(bert, tmp_path / "scratch", "epochs=0.5")
     save_model(made, tmp_path / "checkpoint")
@@ -103,6 +104,7 @@ def test_a_saved_model_rounds_as_it_did_when_trained(bert: Model, tmp_path: Path
     assert np.array_equal(fake_outputs(loaded, encoded), fake_outputs(made, encoded))
 
 
+@pytest.mark.slow
 def test_zeros_stay_zero_when_asked_and_are_written_as_zero(bert: Model, tmp_path: Path) -> None:
     pruned = replace(bert, module=copy.deepcopy(bert.module))
     weight = pruned.module.base_model.encoder.layer[0].intermediate.dense.weight
@@ -151,7 +153,7 @@ def test_the_teacher_is_what_the_model_learns_from(
     bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three arms from the same start over the same batches, three seeds."""
-    step = "scheme=int4-weights,epochs=8,learning-rate=0.001"
+    step = "scheme=int4-weights,epochs=6,learning-rate=0.001"
     arms: dict[str, list[float]] = {"teacher": [], "labels": [], "permuted": []}
     honest = edgekit.examples.teacher_outputs
 

@@ -68,6 +68,7 @@ def _integers(weight: torch.Tensor, top: int, block: int | None) -> np.ndarray:
     return np.rint(steps).reshape(len(rows), -1)[:, : rows.shape[1]].astype(np.int8)
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(
     "family", ["bert", *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)]

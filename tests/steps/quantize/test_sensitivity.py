@@ -71,6 +71,7 @@ def agreement(model: Model, original: Model) -> float:
     return float((ours.argmax(1) == theirs.argmax(1)).mean())
 
 
+@pytest.mark.slow
 def test_the_planted_layer_is_found_and_told() -> None:
     model = kept()
     assert model.quantized is not None
@@ -112,6 +113,7 @@ def test_a_model_that_holds_keeps_no_layer(tmp_path: Path) -> None:
     assert "kept float: none; lost on training rows held out: " in made.lineage[-1]
 
 
+@pytest.mark.slow
 def test_onnx_multiplies_floats_in_that_layer_alone(tmp_path: Path) -> None:
     model = kept()
     artifact = export_artifact(model, tmp_path, "onnx", "int8-static")
