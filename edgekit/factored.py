@@ -185,7 +185,7 @@ def merged(module: Any) -> Any:
 
     All other weights are shared with the original; the Linears' are copies, equal ones the same.
     """
-    from edgekit.architectures import sharing_copy
+    from edgekit.structure import sharing_copy
 
     if not is_factored(module):
         return module

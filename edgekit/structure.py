@@ -113,6 +113,14 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
         place(module, name, tensor)
 
 
+def sharing_copy(module: Any) -> Any:
+    """A copy whose parts may be replaced; its weights are the original's until they are."""
+    import copy
+
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
 def place(module: Any, name: str, tensor: Tensor) -> None:
     """Put a weight of any shape where ``name`` says; its module's own sizes follow."""
     import torch

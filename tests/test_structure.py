@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 
 from edgekit import structure
-from edgekit.architectures import sharing_copy
 from edgekit.data import Rows
 from edgekit.errors import ModelError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
+from edgekit.structure import sharing_copy
 from tests.tiny import tiny_checkpoint, tiny_texts
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import ModelError
-from edgekit.structure import is_absent
+from edgekit.structure import is_absent, sharing_copy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -184,14 +184,6 @@ class Architecture:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, numbers.get(getattr(config, name, -1)))
         return changed
-
-
-def sharing_copy(module: Any) -> Any:
-    """A copy whose parts may be replaced; its weights are the original's until they are."""
-    import copy
-
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
 
 
 def architecture(family: str) -> Architecture:

@@ -196,7 +196,7 @@ def keep_layers(model: Model, kept: Sequence[int]) -> Any:
     """A copy of the module with these layers only; it shares its weights with the original."""
     from torch import nn
 
-    from edgekit.architectures import sharing_copy
+    from edgekit.structure import sharing_copy
 
     described = model.architecture
     assert described is not None

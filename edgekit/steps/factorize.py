@@ -81,8 +81,8 @@ class Factorize:
     def apply(self, model: Model, context: Context) -> Model:
         import torch
 
-        from edgekit.architectures import sharing_copy
         from edgekit.factored import SHARED, Factored, Factors
+        from edgekit.structure import sharing_copy
 
         changed: Any = sharing_copy(model.module)
         matrices = _matrices(model, changed)

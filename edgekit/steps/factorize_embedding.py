@@ -55,9 +55,9 @@ class FactorizeEmbedding:
     def apply(self, model: Model, context: Context) -> Model:
         import torch
 
-        from edgekit.architectures import sharing_copy
         from edgekit.factored import factored_table
         from edgekit.steps.factorize import truncated_svd
+        from edgekit.structure import sharing_copy
 
         assert model.architecture is not None
         changed = sharing_copy(model.module)

@@ -104,8 +104,8 @@ class Postprocess:
             raise RecipeError("postprocess: changed a shape; this is a bug of edgekit")
 
     def _embedding(self, model: Model, context: Context) -> Model:
-        from edgekit.architectures import sharing_copy
         from edgekit.steps.probe import representation
+        from edgekit.structure import sharing_copy
         from edgekit.workbench import encode
 
         assert context.rows is not None
@@ -119,9 +119,9 @@ class Postprocess:
         return model.with_module(changed.module, note)
 
     def _classifier(self, model: Model, context: Context) -> Model:
-        from edgekit.architectures import sharing_copy
         from edgekit.steps.heldout import metric_of, quality, set_aside
         from edgekit.steps.probe import fit_classifier, gold, representation
+        from edgekit.structure import sharing_copy
         from edgekit.workbench import encode
 
         assert context.rows is not None and model.architecture is not None

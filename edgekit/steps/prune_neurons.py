@@ -122,7 +122,7 @@ def slice_neurons(model: Model, kept: Any) -> Any:
     """A copy of the module that has only these neurons before its classifier; rule 1."""
     from torch import nn
 
-    from edgekit.architectures import sharing_copy
+    from edgekit.structure import sharing_copy
 
     chosen = list(kept)
     changed = sharing_copy(model.module)

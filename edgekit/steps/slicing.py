@@ -67,7 +67,7 @@ def cut(model: Model, kept: Sequence[Kept]) -> Any:
 
     What is not cut is shared with the original.
     """
-    from edgekit.architectures import sharing_copy
+    from edgekit.structure import sharing_copy
 
     changed = sharing_copy(model.module)
     for layer, stays in zip(own_layers(model, changed), kept, strict=True):

@@ -42,7 +42,7 @@ class TieLayers:
             )
 
     def apply(self, model: Model, context: Context) -> Model:
-        from edgekit.architectures import sharing_copy
+        from edgekit.structure import sharing_copy
 
         described = model.architecture
         assert described is not None and described.stack is not None

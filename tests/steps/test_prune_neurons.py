@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgekit.architectures import sharing_copy
 from edgekit.contents import read_contents
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
@@ -18,6 +17,7 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.step import Context, apply_steps
 from edgekit.steps.probe import representation
 from edgekit.steps.prune_neurons import PruneNeurons, slice_neurons
+from edgekit.structure import sharing_copy
 from edgekit.workbench import encode
 from tests.tiny import WORDS, tiny_checkpoint, tiny_texts
 from tests.tiny_project import random_texts
