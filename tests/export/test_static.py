@@ -35,7 +35,6 @@ each_family = each_case(*QUICK, cases=DISTINCT)
 some_families = each_case(
     ("bert", "text-classification"),
     cases=[
-        ("xlnet", "text-classification"),
         ("bert", "sentence-embedding"),
         ("resnet", "image-classification"),
         ("vit", "image-classification"),

@@ -271,6 +271,7 @@ def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> N
 
 OTHER_TASKS = [
     ("roberta", "text-classification"),
+    ("mpnet", "text-classification"),
     ("xlnet", "token-classification"),
     ("albert", "sentence-embedding"),
 ]
