@@ -25,7 +25,7 @@ multiply them out; the lines there then go on with ``tensors``:
         right = tensors.pop(f"{name}.right.weight")
         tensors[f"{name}.weight"] = tensors.pop(f"{name}.left.weight") @ right.T
 
-A file for a runtime holds plain matrices (``merged``). Of the ways to multiply, each matrix takes
+A file for a runtime holds plain matrices (``merge``). Of the ways to multiply, each matrix takes
 the one with the fewest weights among those that take no more multiplications than the dense one:
 
 1. three products, L K R, cores mixed: D d2 + g d1 d2 + g d1 D multiplications a token;
@@ -180,16 +180,11 @@ def form(size: int, slices: int, left: int, right: int, cored: bool = True) -> F
     return "two" if two <= dense else "dense"
 
 
-def merged(module: Any) -> Any:
-    """The module as files hold it: a copy with plain Linears, or itself if nothing is factored.
+def merge(changed: Any) -> Any:
+    """Make a factored module what files hold, in place: plain Linears.
 
-    All other weights are shared with the original; the Linears' are copies, equal ones the same.
+    Their weights are copies, equal ones the same.
     """
-    from edgekit.structure import sharing_copy
-
-    if not is_factored(module):
-        return module
-    changed = sharing_copy(module)
     with torch.no_grad():
         wide: dict[str, nn.Parameter] = {}
         for part in changed.modules():

@@ -275,9 +275,11 @@ def export_forward(
 
 def as_exported(model: Model) -> Model:
     """The model with its factored matrices as files hold them (see ``factored``)."""
-    from edgekit.factored import merged
+    from edgekit.factored import is_factored, merge
 
-    return replace(model, module=merged(model.module))
+    if not is_factored(model.module):
+        return model
+    return replace(model, module=merge(structure.sharing_copy(model.module)))
 
 
 def _original_forward(model: Model, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit import recipe
 from edgekit.errors import RecipeError
 from edgekit.recipe import load_recipe, make_step, parse_step, parse_table, step_names, step_options
-from edgekit.steps.trim_vocabulary import TrimVocabulary
+from edgekit.steps.vocabulary.trim_vocabulary import TrimVocabulary
 
 
 @dataclass(frozen=True)

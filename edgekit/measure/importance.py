@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.preprocess import Array
     from edgekit.step import Context
-    from edgekit.steps.importance import Importance as Score
+    from edgekit.steps.prune.importance import Importance as Score
 
 Part = Literal["layers", "heads", "neurons"]
 # Rows of units by name, as from one layer: float64 [units].
@@ -57,8 +57,8 @@ def importances(model: Model, context: Context) -> Iterator[Importance | str]:
 
 
 def _contributions(model: Model, context: Context) -> Units:
-    from edgekit.steps.drop_layers import contributions, depth_of
     from edgekit.steps.needs import need_rows
+    from edgekit.steps.prune.drop_layers import contributions, depth_of
 
     depth_of(model)
     need_rows("contribution", context)
@@ -69,8 +69,8 @@ def _units(part: Literal["heads", "neurons"], by: Score) -> Callable[[Model, Con
     """What prune-heads and prune-ffn rank by."""
 
     def of(model: Model, context: Context) -> Units:
-        from edgekit.steps.importance import importances, need_data
-        from edgekit.steps.slicing import need_cuts
+        from edgekit.steps.prune.importance import importances, need_data
+        from edgekit.steps.prune.slicing import need_cuts
 
         need_cuts(by, model, part)
         need_data(by, by, model, context)

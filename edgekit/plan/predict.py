@@ -95,7 +95,7 @@ def predicted_bytes(
 
 def _sparse(model: "Model") -> set[int]:
     """Ids of the weights that ``sparsify`` made sparse."""
-    from edgekit.steps.sparsify import matrices
+    from edgekit.steps.prune.sparsify import matrices
 
     return {id(weight) for weight in matrices(model).values()} if model.sparsity else set()
 
@@ -103,7 +103,7 @@ def _sparse(model: "Model") -> set[int]:
 def _spared(count: int, sparsity: float, scheme: Scheme, format: Format) -> int:
     """Bytes that packing a sparse weight takes off what an app ships."""
     from edgekit.export import onnx_sparse, tflite_packed
-    from edgekit.steps.sparsify import zeros_of
+    from edgekit.steps.prune.sparsify import zeros_of
 
     kept = count - zeros_of(count, sparsity)
     if scheme == "int4-weights" or format == "torchscript":

@@ -16,12 +16,11 @@ ENOUGH = 32
 
 
 def need_float(step: str, model: Model) -> None:
-    """The model's weights may change: it is on no grid of integers yet."""
+    """The model is on no grid of integers yet: its weights may change, and may be put on one."""
     if model.quantized is not None:
         raise RecipeError(
-            f"{step}: this model is on a grid of integers already ({model.quantized.scheme}), and "
-            "its weights cannot change any more; put the step before calibrate and "
-            "quantize-aware-train"
+            f"{step}: this model is on a grid of integers already ({model.quantized.scheme}); put "
+            "the step before the one that quantizes, or give the checkpoint that it was made of"
         )
 
 

@@ -78,43 +78,13 @@ class Distill:
         sparsity = model.sparsity if self.keep_zeros else 0.0
         if context.folder is None:
             return replace(model, sparsity=sparsity)
-        from edgekit.model import export_forward
-        from edgekit.steps.distill.teaching import answer_loss, taught_examples
-        from edgekit.steps.heldout import metric_of, quality, set_aside
-        from edgekit.steps.zeros import kept_zero
-        from edgekit.train import Training, train
+        from edgekit.steps.distill.teaching import teach
+        from edgekit.steps.prune.zeros import kept_zero
 
-        assert context.rows is not None and context.original is not None
         made = replace(model, module=copy.deepcopy(model.module), sparsity=sparsity)
-        rows, judged = set_aside(context.rows, context.seed)
-        context.on_progress(0.0, "running the original on the training rows")
-        before = quality(model, judged, context.original)
-        examples = taught_examples(
-            made, context.original, rows, context.folder, labels=self.labels > 0
-        )
         with kept_zero(made.module.parameters() if self.keep_zeros else ()):
-            report = train(
-                export_forward(made, learning=True),
-                examples,
-                answer_loss(made, self.temperature, self.labels),
-                Training(
-                    epochs=self.epochs,
-                    learning_rate=self.learning_rate,
-                    batch=self.batch,
-                    max_minutes=self.max_minutes,
-                    seed=context.seed,
-                ),
-                folder=context.folder / "training",
-                on_progress=context.on_progress,
-            )
-        after = quality(made, judged, context.original)
-        metric = metric_of(made) if judged.labels is not None else "agreement with the original"
-        note = (
-            f"distilled: {report.steps} steps, {report.epochs:.2f} epochs; on {len(judged)} "
-            f"training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
-        )
-        notes = (note,) if report.note is None else (note, report.note)
-        return replace(made, lineage=(*model.lineage, *notes))
+            notes = teach(self, made, context)
+        return replace(made, lineage=(*model.lineage, "distilled: " + notes[0], *notes[1:]))
 
     def ensures(self, before: Model, after: Model) -> None:
         shapes = {name: t.shape for name, t in before.module.state_dict().items()}

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import nn
 
     from edgekit.data import Rows
     from edgekit.examples import Batch, Examples
     from edgekit.model import Model
+    from edgekit.step import Context
+    from edgekit.steps.distill.distill import Distill
 
 
 def check_labels(step: str, share: float, model: Model, rows: Rows | None) -> None:
@@ -80,3 +85,48 @@ def answer_loss(student: Model, temperature: float, labels: float) -> Any:
         return (1 - labels) * soft + labels * F.cross_entropy(answer, batch.labels)
 
     return loss
+
+
+def teach(
+    how: Distill,
+    student: Model,
+    context: Context,
+    module: nn.Module | None = None,
+    after_step: Callable[[float], None] | None = None,
+) -> list[str]:
+    """Train the student in place on the original's answers; sentences that say how it went.
+
+    The first has the metric on training rows set aside, before and after. module: the student's
+    clean forward, where the caller has put something into it. after_step: as ``train`` takes it.
+    """
+    from edgekit.model import export_forward
+    from edgekit.steps.heldout import metric_of, quality, set_aside
+    from edgekit.train import Training, train
+
+    original, folder = context.original, context.folder
+    assert context.rows is not None and original is not None and folder is not None
+    rows, judged = set_aside(context.rows, context.seed)
+    context.on_progress(0.0, "running the original on the training rows")
+    before = quality(student, judged, original)
+    report = train(
+        export_forward(student, learning=True) if module is None else module,
+        taught_examples(student, original, rows, folder, labels=how.labels > 0),
+        answer_loss(student, how.temperature, how.labels),
+        Training(
+            epochs=how.epochs,
+            learning_rate=how.learning_rate,
+            batch=how.batch,
+            max_minutes=how.max_minutes,
+            seed=context.seed,
+        ),
+        folder=folder / "training",
+        on_progress=context.on_progress,
+        after_step=after_step,
+    )
+    after = quality(student, judged, original)
+    metric = metric_of(student) if judged.labels is not None else "agreement with the original"
+    told = (
+        f"{report.steps} steps, {report.epochs:.2f} epochs; on {len(judged)} training rows set "
+        f"aside, {metric} {before:.2%} before, {after:.2%} after"
+    )
+    return [told] if report.note is None else [told, report.note]

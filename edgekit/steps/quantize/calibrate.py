@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgekit.errors import ModelError, RecipeError
+from edgekit.steps.needs import need_float
 
 if TYPE_CHECKING:
     import torch
@@ -72,12 +73,12 @@ class Calibrate:
     random: bool = False
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.quantize.static import require_float, require_rows
+        from edgekit.steps.quantize.static import require_rows
 
         if self.random:
-            require_float("calibrate", model)
+            need_float("calibrate", model)
         elif context.rows is None:
-            require_float("calibrate", model)
+            need_float("calibrate", model)
             raise RecipeError(
                 "calibrate: needs training rows to see its activations; give --data (or "
                 "--allow-random-calibration, for a file whose accuracy nobody knows)"

@@ -95,10 +95,10 @@ class QuantizeAwareTrain:
             quantized = Quantized(self.scheme, {}, block=self.block)
             return replace(model, quantized=quantized, sparsity=sparsity)
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
+        from edgekit.steps.prune.zeros import kept_zero
         from edgekit.steps.quantize.calibrate import draw, observed_ranges
         from edgekit.steps.quantize.fake import Weight
         from edgekit.steps.quantize.static import snap, traced
-        from edgekit.steps.zeros import kept_zero
         from edgekit.train import Training, train
 
         made = replace(model, module=copy.deepcopy(model.module), sparsity=sparsity)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifact import MATRIX_BITS
 from edgekit.errors import RecipeError
+from edgekit.steps.needs import need_float
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,9 +61,9 @@ class RoundWeights:
     rows: int = 512
 
     def requires(self, model: Model, context: Context) -> None:
-        from edgekit.steps.quantize.static import require_block, require_float, require_rows
+        from edgekit.steps.quantize.static import require_block, require_rows
 
-        require_float("round-weights", model)
+        need_float("round-weights", model)
         require_block("round-weights", self.block, self.scheme)
         if not _linears(model):
             raise RecipeError("round-weights: this model has no linear layer; leave the step out")

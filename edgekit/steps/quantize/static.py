@@ -19,6 +19,7 @@ from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
+from edgekit.steps.needs import need_float
 from edgekit.steps.quantize.fake import Table, Weight
 from edgekit.steps.quantize.grid import Grid, quantize, quantize_int8
 from edgekit.steps.quantize.points import Traced, tensor_of, trace
@@ -47,18 +48,9 @@ def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     return found
 
 
-def require_float(name: str, model: Model) -> None:
-    """What any step needs that puts a model on a grid. Raises RecipeError."""
-    if model.quantized is not None:
-        raise RecipeError(
-            f"{name}: this model is on a grid of integers already ({model.quantized.scheme}); give "
-            "the checkpoint that it was made of"
-        )
-
-
 def require_rows(name: str, model: Model, context: Context) -> None:
     """What any step needs that looks at activations. Raises RecipeError."""
-    require_float(name, model)
+    need_float(name, model)
     if context.rows is None:
         raise RecipeError(f"{name}: needs training rows to see its activations; give --data")
     if len(context.rows) < _ENOUGH:

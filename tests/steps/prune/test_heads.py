@@ -20,14 +20,14 @@ from edgekit.model import Model, export_forward, identify, load_model, reference
 from edgekit.plan.predict import weight_bytes
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
-from edgekit.steps.drop_layers import DropLayers
-from edgekit.steps.importance import importances
-from edgekit.steps.prune_ffn import PruneFfn
-from edgekit.steps.prune_heads import PruneHeads
-from edgekit.steps.pruning import Amount
+from edgekit.steps.prune.drop_layers import DropLayers
+from edgekit.steps.prune.ffn import PruneFfn
+from edgekit.steps.prune.heads import PruneHeads
+from edgekit.steps.prune.importance import importances
+from edgekit.steps.prune.pruning import Amount
+from edgekit.steps.prune.slicing import Kept, cut, everything, own_layers
 from edgekit.steps.quantize.calibrate import Calibrate
-from edgekit.steps.slicing import Kept, cut, everything, own_layers
-from tests.steps.pruned import ROWS, mask, masked, model_of, reader, rows_of
+from tests.steps.prune.pruned import ROWS, mask, masked, model_of, reader, rows_of
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "albert", "vit")
 IMPORTANCES = ("taylor", "magnitude", "activation")
@@ -72,7 +72,7 @@ def answers_of_a_fresh_process(checkpoint: Path) -> Any:
     program = (
         "import sys, numpy as np\n"
         "from edgekit.model import identify, load_model, reference_outputs\n"
-        "from tests.steps.pruned import rows_of\n"
+        "from tests.steps.prune.pruned import rows_of\n"
         "model = load_model(identify(sys.argv[1]))\n"
         "rows = model.preprocessor.encode(rows_of(model))\n"
         "np.save(sys.argv[2], reference_outputs(model, rows))\n"

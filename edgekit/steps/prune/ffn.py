@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.steps.importance import Importance
-from edgekit.steps.pruning import Amount, hold, prune, require
+from edgekit.steps.prune.importance import Importance
+from edgekit.steps.prune.pruning import Amount, hold, prune, require
 
 if TYPE_CHECKING:
     from edgekit.model import Model

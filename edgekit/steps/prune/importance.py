@@ -56,7 +56,7 @@ def importances(model: Model, context: Context, part: Part, by: Importance) -> l
     """Of each layer with weights of its own, float64 [its heads or neurons]; none where gone."""
     import torch
 
-    from edgekit.steps.slicing import own_layers
+    from edgekit.steps.prune.slicing import own_layers
 
     layers = own_layers(model)
     if by == "magnitude":

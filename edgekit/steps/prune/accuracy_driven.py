@@ -35,7 +35,7 @@ from edgekit.errors import RecipeError
 from edgekit.events import OnProgress, unwatched
 from edgekit.steps.gold import need_gold
 from edgekit.steps.needs import ENOUGH, need_float
-from edgekit.steps.slicing import Kept, cut, everything, need_cuts, own_layers
+from edgekit.steps.prune.slicing import Kept, cut, everything, need_cuts, own_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from edgekit.errors import RecipeError
 from edgekit.export import export_artifact
 from edgekit.model import Model, export_forward, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
-from edgekit.steps.drop_layers import DropLayers, contributions, depth_of, kept_layers
+from edgekit.steps.prune.drop_layers import DropLayers, contributions, depth_of, kept_layers
 from tests.tiny import TEXT_FAMILIES, tiny_checkpoint, tiny_texts
 
 ROWS = Rows(texts=tuple(tiny_texts(40)), labels=tuple("abc"[n % 3] for n in range(40)))

@@ -56,7 +56,7 @@ class FactorizeEmbedding:
         import torch
 
         from edgekit.factored import factored_table
-        from edgekit.steps.factorize import truncated_svd
+        from edgekit.steps.factorize.factorize import truncated_svd
         from edgekit.structure import sharing_copy
 
         assert model.architecture is not None

@@ -19,7 +19,7 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.preprocess import Encoded
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
-from edgekit.steps.prune_channels import left
+from edgekit.steps.prune.channels import left
 from tests.tiny import tiny_checkpoint
 
 pytest.importorskip("torch_pruning")
@@ -176,7 +176,7 @@ def factory() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 def test_a_build_of_a_plain_module_says_why_it_takes_no_steps(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no checkpoint format"):
         edgekit.build(
-            "tests.steps.test_prune_channels:factory",
+            "tests.steps.prune.test_channels:factory",
             target="linux-x86_64",
             scheme="fp32",
             steps=["prune-channels"],

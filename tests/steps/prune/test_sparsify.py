@@ -22,7 +22,7 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.plan.predict import predicted_bytes
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
-from edgekit.steps.sparsify import Sparsify, kept_mask, scheduled
+from edgekit.steps.prune.sparsify import Sparsify, kept_mask, scheduled
 from edgekit.workbench import encode
 from tests.tiny import tiny_checkpoint, tiny_texts
 
@@ -109,7 +109,7 @@ def test_a_killed_training_ends_in_the_same_pattern_and_weights(tmp_path: Path) 
     def train(name: str, *kill_at: str) -> int:
         arguments = [str(tmp_path / name), str(tmp_path / f"{name}.npz"), *kill_at]
         return subprocess.run(
-            [sys.executable, "-m", "tests.steps.sparse_training", *arguments],
+            [sys.executable, "-m", "tests.steps.prune.sparse_training", *arguments],
             env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         ).returncode
 

@@ -106,42 +106,12 @@ class Sparsify:
 
     def _learn(self, made: Model, weights: list[nn.Parameter], context: Context) -> list[str]:
         from edgekit.model import export_forward
-        from edgekit.steps.distill.teaching import answer_loss, taught_examples
-        from edgekit.steps.heldout import metric_of, quality, set_aside
-        from edgekit.train import Training, train
+        from edgekit.steps.distill.teaching import teach
 
-        assert context.rows is not None and context.original is not None
-        assert context.folder is not None
-        rows, judged = set_aside(context.rows, context.seed)
-        context.on_progress(0.0, "running the original on the training rows")
-        before = quality(made, judged, context.original)
-        examples = taught_examples(
-            made, context.original, rows, context.folder, labels=self.labels > 0
-        )
         module = export_forward(made)
         with pruned_gradually(module, weights, self.sparsity, self.until, self.every) as after_step:
-            report = train(
-                module,
-                examples,
-                answer_loss(made, self.temperature, self.labels),
-                Training(
-                    epochs=self.epochs,
-                    learning_rate=self.learning_rate,
-                    batch=self.batch,
-                    max_minutes=self.max_minutes,
-                    seed=context.seed,
-                ),
-                folder=context.folder / "training",
-                on_progress=context.on_progress,
-                after_step=after_step,
-            )
-        after = quality(made, judged, context.original)
-        metric = metric_of(made) if judged.labels is not None else "agreement with the original"
-        told = (
-            f"taught meanwhile: {report.steps} steps, {report.epochs:.2f} epochs; on {len(judged)} "
-            f"training rows set aside, {metric} {before:.2%} before, {after:.2%} after"
-        )
-        return [told] if report.note is None else [told, report.note]
+            notes = teach(self._training(), made, context, module, after_step)
+        return ["taught meanwhile: " + notes[0], *notes[1:]]
 
     def _training(self) -> Any:
         """The options that are distill's own, which knows what they need."""

@@ -21,8 +21,8 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.plan.predict import predicted_bytes
 from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.distill import Distill
-from edgekit.steps.drop_layers import DropLayers
-from edgekit.steps.factorize import Factorize, factors
+from edgekit.steps.factorize.factorize import Factorize, factors
+from edgekit.steps.prune.drop_layers import DropLayers
 from edgekit.steps.quantize.quantize_aware_train import QuantizeAwareTrain
 from tests.static_cases import calibrated
 from tests.tiny import tiny_checkpoint, tiny_texts

@@ -15,10 +15,10 @@ from edgekit.export import export_artifact
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.distill import Distill
-from edgekit.steps.drop_layers import DropLayers
-from edgekit.steps.tie_layers import TieLayers
+from edgekit.steps.factorize.tie_layers import TieLayers
+from edgekit.steps.prune.drop_layers import DropLayers
 from tests.static_cases import calibrated
-from tests.steps.test_drop_layers import model_of
+from tests.steps.prune.test_drop_layers import model_of
 from tests.tiny import tiny_texts
 
 ROWS = Rows(texts=tuple(tiny_texts(40)))

@@ -12,9 +12,9 @@ from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
-from edgekit.steps.prune_accuracy_driven import PruneAccuracyDriven, Tried, read_trace
-from edgekit.steps.slicing import own_layers
-from tests.steps.pruned import mask, masked, model_of, reader
+from edgekit.steps.prune.accuracy_driven import PruneAccuracyDriven, Tried, read_trace
+from edgekit.steps.prune.slicing import own_layers
+from tests.steps.prune.pruned import mask, masked, model_of, reader
 from tests.tiny import tiny_texts
 
 TEXTS = tuple(tiny_texts(400, longest=8))

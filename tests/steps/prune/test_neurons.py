@@ -16,7 +16,7 @@ from edgekit.export import export_artifact
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.probe import representation
-from edgekit.steps.prune_neurons import PruneNeurons, slice_neurons
+from edgekit.steps.prune.neurons import PruneNeurons, slice_neurons
 from edgekit.structure import sharing_copy
 from edgekit.workbench import encode
 from tests.tiny import WORDS, tiny_checkpoint, tiny_texts

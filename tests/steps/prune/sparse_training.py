@@ -1,6 +1,6 @@
 """A training that sparsifies; as a program, one that kills itself without warning after a step.
 
-``python -m tests.steps.sparse_training FOLDER WEIGHTS [KILL_AT]``
+``python -m tests.steps.prune.sparse_training FOLDER WEIGHTS [KILL_AT]``
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.steps.sparsify import pruned_gradually
+from edgekit.steps.prune.sparsify import pruned_gradually
 from tests.tiny_training import bag, learn
 
 

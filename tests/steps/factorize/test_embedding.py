@@ -16,8 +16,8 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.plan.predict import weight_bytes
 from edgekit.step import Context, Step, apply_steps
 from edgekit.steps.distill.distill import Distill
-from edgekit.steps.factorize_embedding import FactorizeEmbedding
-from edgekit.steps.trim_vocabulary import TrimVocabulary
+from edgekit.steps.factorize.embedding import FactorizeEmbedding
+from edgekit.steps.vocabulary.trim_vocabulary import TrimVocabulary
 from tests.static_cases import calibrated
 from tests.tiny import TEXT_FAMILIES, tiny_checkpoint, tiny_texts
 
@@ -100,7 +100,7 @@ def test_the_documented_lines_load_it_without_edgekit(tmp_path: Path) -> None:
     from safetensors.torch import load_file as load_torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from tests.steps.test_factorize import documented
+    from tests.steps.factorize.test_factorize import documented
 
     model = load_model(identify(str(tiny_checkpoint(tmp_path / "whole"))))
     after = changed(model, TrimVocabulary(), FactorizeEmbedding(8))

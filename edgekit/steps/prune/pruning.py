@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.errors import RecipeError
-from edgekit.steps.importance import Importance, Part, importances, need_data
 from edgekit.steps.needs import need_float
-from edgekit.steps.slicing import cut, everything, need_cuts, own_layers
+from edgekit.steps.prune.importance import Importance, Part, importances, need_data
+from edgekit.steps.prune.slicing import cut, everything, need_cuts, own_layers
 
 if TYPE_CHECKING:
     from edgekit.model import Model

@@ -15,8 +15,8 @@ from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.preprocess import TextPreprocessor
 from edgekit.step import Context, apply_steps
-from edgekit.steps.trim_vocabulary import TrimVocabulary
 from edgekit.steps.vocabulary.rewrite import kept_tokens, rewrite_tokenizer
+from edgekit.steps.vocabulary.trim_vocabulary import TrimVocabulary
 from tests.tiny import tiny_checkpoint
 
 TRAIN = ("my card was stolen", "please help me", "exchange rate?")

@@ -1,0 +1,1 @@
+"""Steps that take parts out of a model: layers, heads, neurons, channels, single weights."""
