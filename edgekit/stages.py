@@ -328,6 +328,12 @@ def prove(
         for name, found in record["parity"].items():
             reason = too_far(Difference(**found), target, artifact.scheme)
             if reason is not None:
+                if record["saturates"]:
+                    raise ProofError(
+                        f"{artifact.path.name} cannot be judged here ({name}: {reason}): its "
+                        "layers share int8 weights, whose sums overflow on a CPU without VNNI; "
+                        "build on one that has it, or with --scheme int8-weights"
+                    )
                 stage = first_divergence(compressed.model, encoded, artifact)
                 raise ProofError(
                     f"{artifact.path.name} does not do what the fp32 model does ({name}: "

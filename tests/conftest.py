@@ -26,11 +26,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The store of all tests of a run; the user's own is never touched.
+    """The store of all tests of a run, and of all its workers; the user's own is never touched.
 
+    Conversions take most of the suite's time, and tests of many files begin with the same ones.
     Temporary files go where pytest clears up.
     """
-    folder = tmp_path_factory.mktemp("cache")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
     scratch = str(tmp_path_factory.mktemp("scratch"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(folder))

@@ -19,6 +19,7 @@ from edgekit import recipe
 from edgekit.errors import BudgetError, BundleError, OutputError, ProofError, RecipeError
 from edgekit.events import Event
 from edgekit.pipeline import BuildResult
+from tests.export.test_onnx import session as onnx_session
 from tests.tiny import tiny_checkpoint
 from tests.tiny_project import TinyProject, tiny_project
 
@@ -74,12 +75,11 @@ def test_a_bundle_holds_what_its_manifest_says(built: Path, target: str) -> None
 def test_the_files_accuracy_is_what_independent_code_finds(
     built: Path, project: TinyProject
 ) -> None:
-    import onnxruntime
     from tokenizers import Tokenizer
 
     folder = built / "linux-x86_64"
     manifest = json.loads((folder / "manifest.json").read_text())
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    session = onnx_session(folder / "model.onnx")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     labels = json.loads((folder / "labels.json").read_text())
     with project.eval.open() as stream:

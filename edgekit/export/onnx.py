@@ -24,13 +24,14 @@ from edgekit.contents.onnx import (
     model_outputs,
     subgraphs,
 )
-from edgekit.errors import ExportError, ModelError
+from edgekit.errors import EdgekitError, ExportError, ModelError
 from edgekit.model import Model, export_forward
 from edgekit.units import format_bytes
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
+    from torch.export import ExportedProgram
 
 _OPSET = 20
 _IR_VERSION = 9
@@ -106,9 +107,11 @@ def quantize_onnx_file(source: Path, out: Path, *, scheme: Scheme, bits: int = 8
 
 
 def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
+    import onnx
     import torch
 
     from edgekit import __version__
+    from edgekit.export.programs import converted, program_of
     from edgekit.export.tracing import (
         example_inputs,
         output_name,
@@ -120,26 +123,29 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
         example = example_inputs(model, forward)
         varying = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(example.dimensions)}
         try:
-            program = torch.onnx.export(
-                forward,
-                example.tensors,
-                dynamo=True,
-                dynamic_shapes=tuple(varying for _ in example.tensors),
-                opset_version=_OPSET,
-                verbose=False,
-            )
+            program = program_of(forward, example.tensors, tuple(varying for _ in example.tensors))
+            path = converted("onnx", program, _FILE, lambda path: _convert(program, path))
+        except EdgekitError:
+            raise
         except Exception as error:  # the module's own code runs here, and may raise anything
             raise ExportError(
                 f"torch cannot write this model as ONNX ({root_cause(error)}); "
                 "try --format torchscript"
             ) from error
-    assert program is not None
-    proto: onnx.ModelProto = program.model_proto
+    proto = onnx.load(path)
     proto.ir_version = _IR_VERSION
     proto.producer_name, proto.producer_version = "edgekit", __version__
     _name_ends(proto.graph, (*model.inputs, output_name(model)))
     _name_dimensions(proto.graph, example.dimensions)
     return proto
+
+
+def _convert(program: "ExportedProgram", path: Path) -> None:
+    import torch
+
+    made = torch.onnx.export(program, (), dynamo=True, opset_version=_OPSET, verbose=False)
+    assert made is not None
+    _write(made.model_proto, path, "fp32")
 
 
 def _name_ends(graph: "onnx.GraphProto", names: tuple[str, ...]) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,25 +76,24 @@ def export_tflite(
     litert-torch cannot convert the module, or the file would pass 2 GB.
     """
     static = _marked(model, scheme) if scheme in STATIC else None
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length, static)
-        names = (*model.inputs, output_name(model))
-        signatures = [
-            Signature(
-                f"length_{length}" if len(graphs) > 1 else _ONLY,
-                graph,
-                dict(zip(names, graph.inputs, strict=False)),
-                {names[-1]: graph.outputs[0]},
-            )
-            for length, graph in graphs.items()
-        ]
-        program = Program(list(graphs.values()), signatures)
-        fixed = tuple(length for length in graphs if length)
-        if beside is not None:
-            _write(program if static is None else _plain(program), beside, "fp32", fixed)
-        if static is not None:
-            _make_integer(program, static, model, integer_ends)
-        return _write(program, out, scheme, fixed)
+    graphs = _graphs(model, scheme, sorted(set(lengths)), any_length, static)
+    names = (*model.inputs, output_name(model))
+    signatures = [
+        Signature(
+            f"length_{length}" if len(graphs) > 1 else _ONLY,
+            graph,
+            dict(zip(names, graph.inputs, strict=False)),
+            {names[-1]: graph.outputs[0]},
+        )
+        for length, graph in graphs.items()
+    ]
+    program = Program(list(graphs.values()), signatures)
+    fixed = tuple(length for length in graphs if length)
+    if beside is not None:
+        _write(program if static is None else _plain(program), beside, "fp32", fixed)
+    if static is not None:
+        _make_integer(program, static, model, integer_ends)
+    return _write(program, out, scheme, fixed)
 
 
 def _plain(program: Program) -> Program:
@@ -141,7 +139,6 @@ def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact
 
 def _graphs(
     model: Model,
-    scratch: Path,
     scheme: Scheme,
     lengths: list[int],
     any_length: bool,
@@ -155,7 +152,7 @@ def _graphs(
     @functools.cache
     def converted(length: int) -> Graph:
         traced = forward if static is None else static.module
-        graph = convert(traced, _samples(model, length), scratch / f"{length}.tflite")
+        graph = convert(traced, _samples(model, length))
         name_tensors(graph, weights)
         return graph
 

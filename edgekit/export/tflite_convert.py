@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import ExportError
+from edgekit.errors import EdgekitError, ExportError
 from edgekit.export.tflite_file import read_program
 from edgekit.export.tflite_graph import Graph
 from edgekit.export.tflite_simplify import simplify
@@ -22,28 +23,31 @@ from edgekit.export.tracing import quiet_tracing
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
 # A constant of fewer bytes is no weight, and may equal another by chance.
 _NAMED = 64
 
 
-def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...], path: Path) -> Graph:
+def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...]) -> Graph:
     """The graph of ``forward`` for inputs of the samples' shapes; its inputs are in their order.
 
-    ``path`` takes the converter's file, and the graph's constants stay in there: keep it as long
-    as the graph. (Weights in a mapped file do not count as our memory.) Raises ExportError when
-    litert-torch cannot convert the module.
+    The graph's constants stay in the converter's file, which is mapped: weights in there do not
+    count as our memory. Raises ExportError when litert-torch cannot convert the module.
     """
-    import torch
+    from edgekit.export.programs import converted, program_of
 
-    with _quiet(), torch.no_grad():
-        import litert_torch
-
-        litert_torch.progress.config.show_progress = False
+    with _quiet():
         try:
-            litert_torch.convert(
-                forward, samples, lightweight_conversion=True, runtime_constant_folding=False
-            ).export(str(path))
+            program = program_of(forward, samples)
+            path = converted(
+                "litert-torch",
+                program,
+                "model.tflite",
+                lambda path: _convert(forward, samples, program, path),
+            )
+        except EdgekitError:
+            raise
         except Exception as error:  # the module's own code runs here, and may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ExportError(
@@ -58,6 +62,25 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...], path: Path) -
         raise ExportError(f"the model gives {len(graph.outputs)} outputs; return one tensor")
     simplify(graph)
     return graph
+
+
+def _convert(
+    forward: nn.Module, samples: tuple[torch.Tensor, ...], program: ExportedProgram, path: Path
+) -> None:
+    """Let litert-torch 0.10, which takes modules alone, work with the program that we have."""
+    import litert_torch
+    import torch
+
+    own_export = torch.export.export
+
+    def export(module: nn.Module, *args: Any, **kwargs: Any) -> ExportedProgram:
+        return program if module is forward else own_export(module, *args, **kwargs)
+
+    litert_torch.progress.config.show_progress = False
+    with torch.no_grad(), mock.patch.object(torch.export, "export", export):
+        litert_torch.convert(
+            forward, samples, lightweight_conversion=True, runtime_constant_folding=False
+        ).export(str(path))
 
 
 def name_tensors(graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:

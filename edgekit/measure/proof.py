@@ -120,6 +120,7 @@ def prove(
         "memory": memory,
         "peak_memory": above_empty(memory),
         "device": measured["fingerprint"],
+        "saturates": answered.get("saturates", False),
     }
     chosen = pick_rows(encoded)
     golden = golden_rows(encoded, rows, chosen, artifact, outputs[chosen])
