@@ -33,9 +33,8 @@ def test_prediction_is_within_one_percent(
     checkpoint = tiny_checkpoint(
         tmp_path / "checkpoint",
         "bert",
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
+        hidden_size=384,
+        intermediate_size=1536,
     )
     source = identify(str(checkpoint))
     predicted = predicted_bytes(load_model(source, meta=True), format, scheme, lengths)
