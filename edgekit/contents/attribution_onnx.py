@@ -35,8 +35,6 @@ _SECTIONS: dict[str, Place] = {
     "initializer": ("graph", "constants' names and shapes"),
     "sparse_initializer": ("graph", "constants' names and shapes"),
     "value_info": ("graph", "declared shapes"),
-    "input": ("graph", "inputs and outputs"),
-    "output": ("graph", "inputs and outputs"),
     "functions": ("graph", "functions"),
     "node": ("graph", "operators"),
 }
@@ -86,6 +84,8 @@ class _Walk:
             number = counted.get(name, 0)
             counted[name] = number + 1
             section = _SECTIONS.get(name, place)
+            if name in ("input", "output") and isinstance(parsed, onnx.GraphProto):
+                section = ("graph", "inputs and outputs")
             child = _child(parsed, name, number) if field_.is_message else None
             if name in _NOTES and not owner:
                 self.ledger.add(("metadata", _words(name)), "metadata", None, field_.size)

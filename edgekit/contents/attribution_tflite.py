@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekit.contents.attribution import Kind, Ledger, Place, Span, settle
 from edgekit.contents.flatbuffer import Buffer, Note, Table
 from edgekit.contents.operators import is_weight_type
-from edgekit.contents.places import is_fused, place_of
+from edgekit.contents.places import is_fused, place_of, stem_of
 from edgekit.errors import ModelError
 from edgekit.export.tflite_graph import Kernel, type_name
 
@@ -216,11 +216,13 @@ class _Walk:
             return own
         operator, place = self._reader(tensor)
         if operator is None:
-            return own or ("operators", "not read", tensor.name or "unnamed")
+            return own or ("operators", "not read", stem_of(tensor.name) or "unnamed")
         main = self._main(operator)
         if main is tensor or main is None or not place_of(main.name):
             made = (place_of(each.name) for each in operator.outputs)
-            return own or next((each for each in made if each), ("operators", operator.kind))
+            found = own or next((each for each in made if each), ())
+            stack = "embeddings" if operator.kind == "EMBEDDING_LOOKUP" else operator.kind
+            return found or (stack, stem_of(tensor.name) or "unnamed")
         around = place_of(main.name)
         leaf = "bias" if operator.kind in _PRODUCTS and place == _BIAS else f"constant {place}"
         return (*around[:-1], leaf) if len(around) > 1 else (*around, leaf)

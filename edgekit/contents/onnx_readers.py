@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from edgekit.contents.attribution import Kind, Place
 from edgekit.contents.onnx import all_nodes
 from edgekit.contents.operators import is_weight_type
-from edgekit.contents.places import place_of
+from edgekit.contents.places import place_of, stem_of
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +75,7 @@ class Readers:
             if found:
                 return (*found[:-1], f"{found[-1].rpartition('.')[0] or found[-1]} (constant)")
         kinds = [node.op_type for node, _ in self.nodes.get(name, ())]
-        return ("operators", kinds[0] if kinds else "not read", name or "unnamed")
+        return ("operators", kinds[0] if kinds else "not read", stem_of(name) or "unnamed")
 
     def _readers(self, name: str) -> "Iterator[tuple[onnx.NodeProto, bool]]":
         """Operators that a value goes to, nearest first; whether nothing else than constants

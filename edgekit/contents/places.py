@@ -14,6 +14,7 @@ _SUFFIX = re.compile(rf"(\.({_WRITTEN}|weight|bias))+$")
 _STORED_AS = re.compile(rf"(\.({_WRITTEN}))+$")
 _LAYER = re.compile(r"(?:^|[._])(?:layers?|h|blocks?)\.(\d+)\.(.+)")
 _KERAS_LAYER = re.compile(r"\blayer_\._(\d+)")
+_KERAS_BIAS = re.compile(r"/BiasAdd(/ReadVariableOp.*)?$")
 _INNER = re.compile(r"intermediate|output|ffn|\bff\b|mlp|bottleneck|lin\d|layer_?norm", re.I)
 _ATTENTION = re.compile(r"att(entio)?n|sa_layer_norm", re.I)
 _HEAD = re.compile(r"classifier|pooler|logits_proj|sequence_summary|score\b")
@@ -46,7 +47,7 @@ def layer_of(weight: str) -> str:
 def place_of(weight: str) -> tuple[str, ...]:
     """From the outside in: ``encoder``, ``layer 3``, ``attention``, ``query.weight``; or
     ``embeddings``, ``words``; or the parts of the name. Empty when the name says nothing."""
-    name = _STORED_AS.sub("", _weight_name(weight)).strip("/.")
+    name = _KERAS_BIAS.sub("/bias", stem_of(_weight_name(weight))).strip("/.")
     while name.startswith("module."):
         name = name.removeprefix("module.")
     if not name or _MADE_UP.fullmatch(name):
@@ -64,6 +65,11 @@ def place_of(weight: str) -> tuple[str, ...]:
         return "embeddings", _table(name)
     head = _HEAD.search(name)
     return ("head", name[head.start() :]) if head else _parts(name)
+
+
+def stem_of(weight: str) -> str:
+    """A name without what our writers put behind it."""
+    return _STORED_AS.sub("", weight)
 
 
 def is_fused(name: str) -> bool:

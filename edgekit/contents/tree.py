@@ -1,7 +1,7 @@
 """Parts of a file as a tree of the model's modules."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from edgekit.contents.attribution import Attribution, Kind, Part
 _OUTSIDE = ("operators", "graph", "metadata", "padding")  # listed behind the model's own modules
 
 
-@dataclass
+@dataclass(eq=False)
 class Branch:
     """What lies below one name. parts: those that end here."""
 
@@ -70,19 +70,23 @@ def _last_number(name: str) -> int:
     return int(name.rpartition(" ")[2])
 
 
-def rows(branch: Branch, depth: int, most: int) -> list[tuple[int, str, int, dict[Kind, int]]]:
-    """Level, name, bytes and kinds of each branch down to ``depth``; of one branch's at most
-    ``most`` are listed, and the rest are summed up."""
-    return list(_rows(branch, depth, most, 0))
+def rows(
+    branch: Branch, depth: int, most: int, least: int
+) -> list[tuple[int, str, int, dict[Kind, int]]]:
+    """Level, name, bytes and kinds of each branch down to ``depth``. Of one branch's at most
+    ``most`` are listed, and none below ``least`` bytes beside others; the rest are summed up."""
+    return list(_rows(branch, depth, most, least, 0))
 
 
-def _rows(branch: Branch, depth: int, most: int, level: int) -> Any:
-    shown: Sequence[Branch] = branch.sorted()
-    rest = shown[most:] if len(shown) > most + 1 else ()
-    for each in shown[: len(shown) - len(rest)]:
+def _rows(branch: Branch, depth: int, most: int, least: int, level: int) -> Iterator[Any]:
+    shown = [each for each in branch.sorted() if each.bytes >= least][:most]
+    rest = [each for each in branch.sorted() if each not in shown]
+    if len(rest) == 1:
+        shown, rest = branch.sorted(), []
+    for each in shown:
         yield level, each.name, each.bytes, each.kinds()
         if level + 1 < depth:
-            yield from _rows(each, depth, most, level + 1)
-    if rest:
+            yield from _rows(each, depth, most, least, level + 1)
+    if rest and (shown or level == 0):
         together = Branch("", [part for each in rest for part in each.everything()])
-        yield level, f"{len(rest)} more", together.bytes, together.kinds()
+        yield level, f"{len(rest)} smaller ones", together.bytes, together.kinds()

@@ -7,9 +7,11 @@ whatever names a file has. The picture stands alone, and follows the reader's li
 import html
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from edgekit.contents.attribution import Attribution, Part
 from edgekit.contents.tree import Branch, tree
+from edgekit.errors import OutputError
 from edgekit.units import format_bytes, format_percent
 
 _HEAD = 17  # pixels for a module's own line
@@ -30,7 +32,8 @@ _COLOURS = {
     "padding": ("#f1f1f1", "#35353b"),
 }
 _STYLE = """
-.ek-treemap{font:%dpx system-ui,sans-serif;--ek-ink:#1b1f24;--ek-line:#fff;--ek-module:#eef1f4}
+.ek-treemap{font:%dpx system-ui,sans-serif;--ek-ink:#1b1f24;--ek-line:#fff;--ek-module:#eef1f4;
+background:var(--ek-line)}
 .ek-treemap text{fill:var(--ek-ink)}
 .ek-treemap rect{stroke:var(--ek-line);stroke-width:1}
 .ek-treemap .ek-module{fill:var(--ek-module)}
@@ -69,6 +72,17 @@ def treemap(
             "</svg>",
         ]
     )
+
+
+def write_treemap(attribution: Attribution, path: Path, *, title: str = "") -> None:
+    """The picture as a file. Raises OutputError when it cannot be written."""
+    drawn = treemap(attribution, title=title)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(drawn + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; name another file") from None
 
 
 def _module(branch: Branch, box: Box, total: int, path: tuple[str, ...]) -> Iterator[str]:
@@ -142,7 +156,7 @@ def _rectangle(box: Box, kind: str, said: str) -> str:
 def _label(long: str, short: str, box: Box) -> Iterator[str]:
     """The longer text where it fits, else the shorter, else none."""
     left, top, width, height = box
-    for words in (long, short):
+    for words in (long, short, short.removesuffix(".weight")):
         if height >= _SIZE + 4 and len(words) * _LETTER + 8 <= width:
             yield (
                 f'<text x="{left + 4:.1f}" y="{top + _SIZE + 1:.1f}" pointer-events="none">'
