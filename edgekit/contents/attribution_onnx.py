@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.contents.attribution import Kind, Ledger, Place, Span, settle
-from edgekit.contents.onnx import dtype_name, packed_matrices, parse_onnx
+from edgekit.contents.onnx import dtype_name, packed_matrices, parse_onnx, refusing
 from edgekit.contents.onnx_readers import Readers
 from edgekit.errors import ModelError
 
@@ -49,12 +49,11 @@ def attribute_onnx(path: Path) -> Ledger:
     """
     model = parse_onnx(path)
     content = memoryview(path.read_bytes())
-    walk = _Walk(content, model, Readers(model), packed_matrices(model.graph))
-    try:
+    with refusing(path):
+        walk = _Walk(content, model, Readers(model), packed_matrices(model.graph))
         walk.message(0, len(content), model, ("graph", "model"), "")
-    except (IndexError, ValueError) as error:
-        raise ModelError(f"{path} is damaged or no ONNX file ({error}); export it again") from None
-    for place in sorted({_location(tensor) for tensor, _ in walk.beside}):
+        places = sorted({_location(tensor) for tensor, _ in walk.beside})
+    for place in places:
         _beside(path, place, walk)
     return walk.ledger
 

@@ -57,9 +57,14 @@ class _Tensor:
 
 @dataclass(eq=False)
 class _Operator:
+    """main: the largest constant that it reads. fixed: whether it reads nothing but constants,
+    and what is worked out from them."""
+
     kind: str
     inputs: "list[_Tensor | None]"
     outputs: "list[_Tensor]"
+    main: "_Tensor | None" = None
+    fixed: bool = False
 
 
 class _Walk:
@@ -135,10 +140,15 @@ class _Walk:
         graph.vector(1, 4)
         graph.vector(2, 4)
         self.tensors += tensors
+        made: set[int] = set()  # ids of what is worked out from constants
         for entry in graph.tables(3, self._note(_OPERATORS)):
             inputs = [tensors[n] if n >= 0 else None for n in entry.numbers(1)]
             outputs = [tensors[n] for n in entry.numbers(2) if n >= 0]
             operator = _Operator(kinds[entry.number(0, "I")], inputs, outputs)
+            held = [t for t in inputs if t is not None and self._is_constant(t)]
+            operator.main = max(held, key=lambda t: t.count, default=None)
+            operator.fixed = all(t is None or self._is_constant(t) or id(t) in made for t in inputs)
+            made.update(map(id, outputs if operator.fixed else ()))
             for place, tensor in enumerate(inputs):
                 if tensor is not None:
                     tensor.readers.append((operator, place))
@@ -217,7 +227,7 @@ class _Walk:
         operator, place = self._reader(tensor)
         if operator is None:
             return own or ("operators", "not read", stem_of(tensor.name) or "unnamed")
-        main = self._main(operator)
+        main = operator.main
         if main is tensor or main is None or not place_of(main.name):
             made = (place_of(each.name) for each in operator.outputs)
             found = own or next((each for each in made if each), ())
@@ -233,16 +243,10 @@ class _Walk:
             if not tensor.readers:
                 return None, 0
             operator, place = tensor.readers[0]
-            alone = all(t is None or self._is_constant(t) or t is tensor for t in operator.inputs)
-            if not alone or not operator.outputs or not operator.outputs[0].readers:
+            if not operator.fixed or not operator.outputs or not operator.outputs[0].readers:
                 return operator, place
             tensor = operator.outputs[0]
         return operator, place
-
-    def _main(self, operator: _Operator) -> _Tensor | None:
-        """The largest constant that an operator reads."""
-        held = [t for t in operator.inputs if t is not None and self._is_constant(t)]
-        return max(held, key=lambda t: t.count, default=None)
 
     def _gap(self, start: int, end: int) -> tuple[Place, Kind]:
         if any(self.buffer.content[start:end]):

@@ -42,6 +42,9 @@ def attribute_torchscript(path: Path) -> Ledger:
         for record, tensor in archive.tensors():
             stored.setdefault(record, tensor)
         places = constant_places("\n".join(archive.code()))
+        firsts: dict[Place, str] = {}  # the constant that comes first at each place
+        for constant, place in places.items():
+            firsts.setdefault(place, constant)
         spans = []
         for entry in archive.zip.infolist():
             start, inner, end = _extent(entry, content)
@@ -51,7 +54,7 @@ def attribute_torchscript(path: Path) -> Ledger:
             if held is None:
                 spans.append(Span(inner, end, *_other(record)))
                 continue
-            place, kind = _of(held, places)
+            place, kind = _of(held, places, firsts)
             if ledger.repeats([content[inner:end]]):
                 kind = "duplicate"
             spans.append(Span(inner, end, place, kind, held.dtype))
@@ -101,34 +104,28 @@ def _other(record: str) -> tuple[Place, Kind]:
     return ("metadata", "properties" if folder == "extra" else "version"), "metadata"
 
 
-def _of(tensor: StoredTensor, places: dict[str, Place]) -> tuple[Place, Kind]:
-    """Where a tensor belongs and what it is. ``CONSTANTS.c7.weight.scale``, or a module's name."""
+def _of(
+    tensor: StoredTensor, places: dict[str, Place], firsts: dict[Place, str]
+) -> tuple[Place, Kind]:
+    """Where a tensor belongs and what it is. ``CONSTANTS.c7.weight.scale``, or a module's name.
+
+    A number a row, behind another constant of the same place, is what that is multiplied by.
+    """
     quantizer = tensor.name.endswith((".scale", ".zero"))
     name = tensor.name.removesuffix(".scale").removesuffix(".zero")
     if name.startswith("CONSTANTS."):
         _, constant, *rest = name.split(".")
         place = places.get(constant, ("operators", "not read", constant))
+        quantizer |= tensor.shape[-1:] == (1,) and firsts.get(place, constant) != constant
         if rest:  # packed parameters, which are one constant
             place = (*place[:-1], ".".join((place[-1].removesuffix(".weight"), *rest)))
     else:
         place = place_of(name) or ("parameters", name)
-    if quantizer or _is_scale(_constant_of(tensor.name), tensor, places):
+    if quantizer:
         return place, "quantization"
     if not tensor.shape or not is_weight_type(tensor.dtype):
         return ("graph", "constants"), "graph"
     return place, "weights"
-
-
-def _constant_of(name: str) -> str:
-    """``c7`` of ``CONSTANTS.c7.weight``."""
-    return name.split(".")[1] if name.startswith("CONSTANTS.") else ""
-
-
-def _is_scale(constant: str, tensor: StoredTensor, places: dict[str, Place]) -> bool:
-    """Whether a constant multiplies the integers of another: a number a row, at the same place."""
-    place = places.get(constant)
-    earlier = [name for name, each in places.items() if each == place]
-    return place is not None and constant in earlier[1:] and tensor.shape[-1:] == (1,)
 
 
 def constant_places(code: str) -> dict[str, Place]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _TABLE, _NUMBER = 8, 4
+_VISITS = 2  # of the same bytes, which a caller may need
 # A vector of numbers is preceded by its length, a string is followed by a zero.
 _LENGTH, _END = 4, 1
 
@@ -25,7 +26,7 @@ class Buffer:
     allowance: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.allowance = len(self.content)
+        self.allowance = _VISITS * len(self.content)
 
     def number(self, format: str, place: int) -> Any:
         if place < 0:

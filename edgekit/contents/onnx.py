@@ -1,5 +1,6 @@
 """Read an ONNX file: a protobuf of nodes and initializers (onnx.ai/onnx/repo-docs/IR.html)."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +19,28 @@ if TYPE_CHECKING:
 def read_onnx(path: Path) -> Contents:
     """Contents of an ONNX file. Raises ModelError when it is damaged or no ONNX."""
     model = parse_onnx(path)
-    beside = sum(file.stat().st_size for file in files_beside(model, path))
-    return Contents(
-        format="onnx",
-        bytes=path.stat().st_size + beside,
-        inputs=model_inputs(model),
-        outputs=model_outputs(model),
-        signatures=(),
-        ops=dict(Counter(_operations(model)).most_common()),
-        tensors=tuple(_stored_tensors(model.graph, packed_matrices(model.graph))),
-    )
+    with refusing(path):
+        beside = sum(file.stat().st_size for file in files_beside(model, path))
+        return Contents(
+            format="onnx",
+            bytes=path.stat().st_size + beside,
+            inputs=model_inputs(model),
+            outputs=model_outputs(model),
+            signatures=(),
+            ops=dict(Counter(_operations(model)).most_common()),
+            tensors=tuple(_stored_tensors(model.graph, packed_matrices(model.graph))),
+        )
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What goes wrong with a message that only looked sound is a ModelError: names that are no
+    text, types that do not exist, fields that contradict each other."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{path} is damaged or no ONNX file ({reason}); export it again") from None
 
 
 def load_onnx(path: Path) -> "onnx.ModelProto":
@@ -88,7 +101,8 @@ def parse_onnx(path: Path) -> "onnx.ModelProto":
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{path} is damaged or no ONNX file ({reason}); export it again") from None
     for tensor in model.graph.initializer:
-        needed = _bytes_of(tensor)
+        with refusing(path):
+            needed = _bytes_of(tensor)
         if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
             raise ModelError(
                 f"{path} is damaged: {tensor.name} holds {len(tensor.raw_data)} bytes and its "

@@ -30,7 +30,9 @@ _SCALES = {
 # Operators whose 32-bit integers are biases.
 _BIASES = {"QLinearConv": (8,), "DequantizeLinear": (0,), "QGemm": (6,)}
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Gather")
-_FAR = 8  # operators between a constant and the one that says where it belongs
+_FAR = 6  # operators between a constant and the one that says where it belongs
+_FEW = 4  # of the readers of a value, and of the values that are followed
+_INPUTS = 16  # of an operator, that are looked at
 _SCALE_NAMES = (".scale", ".zero")
 
 
@@ -49,7 +51,7 @@ class Readers:
 
     def kind(self, name: str, dtype: str, count: int) -> Kind:
         """What a constant of ``count`` numbers is; a single one is no weight."""
-        roles = [(node.op_type, index) for node, index in self.nodes.get(name, ())]
+        roles = [(node.op_type, index) for node, index in self.nodes.get(name, ())[:_INPUTS]]
         if any(index in _SCALES.get(op, ()) for op, index in roles):
             return "quantization"
         for suffix in _SCALE_NAMES:
@@ -70,7 +72,7 @@ class Readers:
             found = _place_of_node(node, along)
             if found:
                 return found
-            beside = (place_of(other) for other in node.input if other in self.constants)
+            beside = (place_of(other) for other in node.input[:_INPUTS] if other in self.constants)
             found = next((each for each in beside if each), ())
             if found:
                 return (*found[:-1], f"{found[-1].rpartition('.')[0] or found[-1]} (constant)")
@@ -83,13 +85,15 @@ class Readers:
         values, fixed = [name], {""}
         for _ in range(_FAR):
             made: list[str] = []
-            for node in [n for value in values for n, _ in self.nodes.get(value, ())[:_FAR]]:
-                along = all(each in self.constants or each in fixed for each in node.input)
+            for node in [n for value in values for n, _ in self.nodes.get(value, ())[:_FEW]]:
+                along = all(
+                    each in self.constants or each in fixed for each in node.input[:_INPUTS]
+                )
                 yield node, along
                 if along:
                     fixed.update(node.output)
                 made += node.output
-            values = list(dict.fromkeys(made))[:_FAR]
+            values = list(dict.fromkeys(made))[:_FEW]
 
 
 def _place_of_node(node: "onnx.NodeProto", along: bool) -> Place:

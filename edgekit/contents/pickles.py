@@ -61,6 +61,7 @@ def describe(content: bytes) -> Any:
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(content):
         name = opcode.name
         if name in _PLAIN:
@@ -139,8 +140,7 @@ def _since_mark(stack: list[Any]) -> list[Any]:
 
 
 def _set(target: Any, found: list[Any]) -> None:
-    items = target.items if isinstance(target, Pairs) else None
-    if items is None:  # an OrderedDict, which is made by a call
-        target.state = items = Pairs() if target.state is None else target.state
-        items = items.items
-    items.extend(zip(found[::2], found[1::2]))
+    if not isinstance(target, Pairs):  # an OrderedDict, which is made by a call
+        target.state = Pairs() if target.state is None else target.state
+        target = target.state
+    target.items.extend(zip(found[::2], found[1::2]))

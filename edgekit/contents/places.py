@@ -62,9 +62,9 @@ def place_of(weight: str) -> tuple[str, ...]:
             return stack, f"layer {layer[1]}", "attention", _ATTENTION_ITSELF.sub("", inside)
         return stack, f"layer {layer[1]}", "feed-forward", inside
     if "embedding" in name or name.endswith("positions"):
-        return "embeddings", _table(name)
-    head = _HEAD.search(name)
-    return ("head", name[head.start() :]) if head else _parts(name)
+        return "embeddings", _table(dotted)
+    head = _HEAD.search(dotted)
+    return ("head", dotted[head.start() :]) if head else _parts(name)
 
 
 def stem_of(weight: str) -> str:
