@@ -146,6 +146,9 @@ def _numerics(one: _File, other: _File, inputs: str | None) -> Numerics:
         reason = f"answers of different shapes: {list(answers.shape)} and {list(others.shape)}"
         return Numerics(said, rows, departure=departure, reason=reason)
     model = models[0]
+    # One answer a row, also where a file answers for each token or pixel.
+    width = answers.shape[-1] if answers.ndim > 1 else 1
+    answers, others = answers.reshape(-1, width), others.reshape(-1, width)
     difference = compare(others, answers, task=model.task, problem=model.problem)
     return Numerics(said, rows, difference, departure)
 

@@ -73,11 +73,11 @@ def first_departure(one: Artifact, other: Artifact, inputs: Encoded, others: Enc
     names = [name for name in made[0] if name in made[1]]
     if not names:
         return Departure(reason="no value of one file has the name of one of the other")
-    found = [_run(one, names, feeds), _run(other, names, other_feeds)]
-    for values in found:
-        if isinstance(values, str):
-            return Departure(reason=values)
-    values = tuple(_compared(names, made[0], *found))  # type: ignore[arg-type]
+    found = _run(one, names, feeds)
+    found_there = _run(other, names, other_feeds)
+    if isinstance(found, str) or isinstance(found_there, str):
+        return Departure(reason=found if isinstance(found, str) else str(found_there))
+    values = tuple(_compared(names, made[0], found, found_there))
     if not values:
         return Departure(reason="the values of the same name have different shapes")
     limit = TOLERANCE["fp32"]
