@@ -34,10 +34,9 @@ def attribute_tflite(path: Path) -> Ledger:
     content = memoryview(path.read_bytes())
     try:
         return _Walk(Buffer(content)).ledger()
-    except (struct.error, ValueError, IndexError, OverflowError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError):
         raise ModelError(
-            f"{path} is damaged or cut short as a TFLite file ({error}); export or download it "
-            "again"
+            f"{path} is damaged or cut short as a TFLite file; export or download it again"
         ) from None
 
 

@@ -27,6 +27,9 @@ _MADE_UP = re.compile(
 )
 # In names of fused operators: the one that reads a filter or a matrix.
 _READS_WEIGHTS = re.compile(r"(conv\w*|depthwise|matmul|tensordot|dense|fully_connected)$", re.I)
+# Letters of a name that are looked at, and modules inside one another that are told apart: names
+# are another's, and may be made to keep us busy.
+_LONGEST, _DEEPEST = 1000, 7
 _TABLES = {"word": "words", "position": "positions", "token_type": "types"}
 
 
@@ -47,7 +50,7 @@ def layer_of(weight: str) -> str:
 def place_of(weight: str) -> tuple[str, ...]:
     """From the outside in: ``encoder``, ``layer 3``, ``attention``, ``query.weight``; or
     ``embeddings``, ``words``; or the parts of the name. Empty when the name says nothing."""
-    name = _KERAS_BIAS.sub("/bias", stem_of(_weight_name(weight))).strip("/.")
+    name = _KERAS_BIAS.sub("/bias", stem_of(_weight_name(weight[:_LONGEST]))).strip("/.")
     while name.startswith("module."):
         name = name.removeprefix("module.")
     if not name or _MADE_UP.fullmatch(name):
@@ -103,4 +106,4 @@ def _parts(name: str) -> tuple[str, ...]:
             found[-1] += f".{word}"
         else:
             found.append(word)
-    return tuple(found)
+    return (*found[:_DEEPEST], *([".".join(found[_DEEPEST:])] if found[_DEEPEST:] else ()))

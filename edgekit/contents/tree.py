@@ -1,5 +1,6 @@
 """Parts of a file as a tree of the model's modules."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 from edgekit.contents.attribution import Attribution, Kind, Part
 
+_NUMBERED = re.compile(r"([^/]*) (\d{1,9})( / |$)", re.ASCII)
 _OUTSIDE = ("operators", "graph", "metadata", "padding")  # listed behind the model's own modules
 
 
@@ -41,9 +43,9 @@ class Branch:
     def sorted(self) -> "list[Branch]":
         """The branches in the order of layers where names are numbered, else the largest first."""
         found = list(self.branches.values())
-        numbered = [branch.name.rpartition(" ")[2].isdigit() for branch in found]
-        if found and all(numbered):
-            return sorted(found, key=lambda b: (b.name.rpartition(" ")[0], _last_number(b.name)))
+        places = [_numbered(branch.name) for branch in found]
+        if None not in places:
+            return [each for _, each in sorted(zip(places, found), key=lambda pair: pair[0] or ())]
         return sorted(found, key=lambda b: (b.name in _OUTSIDE, -b.bytes, b.name))
 
 
@@ -66,8 +68,10 @@ def _joined(branch: Branch, first: bool = False) -> Branch:
     return Branch(branch.name, branch.parts, {each.name: each for each in joined})
 
 
-def _last_number(name: str) -> int:
-    return int(name.rpartition(" ")[2])
+def _numbered(name: str) -> tuple[str, int] | None:
+    """``layer`` and 3 of ``layer 3``, or of ``layer 3 / weight``."""
+    found = _NUMBERED.match(name)
+    return (found[1], int(found[2])) if found else None
 
 
 def rows(

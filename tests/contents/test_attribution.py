@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.contents.attribution import Attribution, attribute
 from edgekit.contents.pickles import describe
+from edgekit.contents.tree import rows, tree
+from edgekit.contents.treemap import treemap
 from edgekit.errors import ModelError
 from edgekit.export.onnx import quantize_onnx_file
 from tests.contents.model_files import onnx_stack, tflite_product, torchscript_product
@@ -335,6 +337,20 @@ def test_a_pickle_is_described_as_it_is_loaded() -> None:
     for protocol in (2, 4):
         pairs = describe(pickle.dumps(value, protocol)).items
         assert dict(pairs) == value
+
+
+@pytest.mark.parametrize(
+    "name", ["a." * 3000, "convConstant" * 20000, "layer ² / x", "layer " + "9" * 5000, ";" * 9000]
+)
+def test_names_made_to_keep_us_busy_do_not(tmp_path: Path, name: str) -> None:
+    path = onnx_stack(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.initializer[1].name = model.graph.node[1].input[1] = name
+    onnx.save(model, path)
+    started = time.process_time()
+    found = whole(path)
+    assert len(treemap(found)) and rows(tree(found), 3, 12, 1)
+    assert time.process_time() - started < 5
 
 
 def test_attributions_are_json(tmp_path: Path) -> None:
