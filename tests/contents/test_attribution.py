@@ -254,7 +254,7 @@ def _edits(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pt"])
 @given(edits=_edits())
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
