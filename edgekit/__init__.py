@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from edgekit.bundle.bench import Bench
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
+    from edgekit.difference import Comparison
     from edgekit.events import Event
     from edgekit.pipeline import BuildResult
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "analyze", "bench", "build", "inspect", "load", "verify"]
+__all__ = ["__version__", "analyze", "bench", "build", "diff", "inspect", "load", "verify"]
 
 
 def build(
@@ -155,6 +156,20 @@ def inspect(file: str | Path) -> "Contents":
     from edgekit.contents import read_contents
 
     return read_contents(Path(file))
+
+
+def diff(
+    first: str | Path,
+    second: str | Path,
+    *,
+    inputs: str | Path | None = None,
+    on_event: "Callable[[Event], None] | None" = None,
+) -> "tuple[Comparison, ...]":
+    """What grew between two model files or bundles, and how far their answers are apart."""
+    from edgekit.difference import diff as run
+    from edgekit.events import silent
+
+    return run(Path(first), Path(second), inputs=_text(inputs), on_event=on_event or silent)
 
 
 def analyze(

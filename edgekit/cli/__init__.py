@@ -20,6 +20,7 @@ from edgekit.cli import (
     build,
     cache,
     devices,
+    diff,
     doctor,
     init,
     inspect,
@@ -42,6 +43,7 @@ app.command("build")(build.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("inspect")(inspect.run)
+app.command("diff")(diff.run)
 app.command("analyze")(analyze.run)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)

@@ -103,5 +103,6 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise ModelError(f"{path} is truncated or damaged ({error}); copy it again") from error
+    except Exception as error:  # zipfile meets a garbled directory with errors of many kinds
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{path} is truncated or damaged ({reason}); copy it again") from error

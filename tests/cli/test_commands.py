@@ -43,6 +43,7 @@ def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
         "verify",
         "bench",
         "inspect",
+        "diff",
         "analyze",
         "targets",
         "steps",
