@@ -21,6 +21,7 @@ from edgekit.cli import (
     cache,
     devices,
     doctor,
+    gate,
     init,
     inspect,
     steps,
@@ -41,6 +42,7 @@ app.command("init")(init.run)
 app.command("build")(build.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
+app.command("gate")(gate.run)
 app.command("inspect")(inspect.run)
 app.command("analyze")(analyze.run)
 app.command("targets")(targets.run)
