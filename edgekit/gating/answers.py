@@ -125,9 +125,9 @@ def _right(answers: Accuracy) -> int:
         content = base64.b64decode(answers.right or "", validate=True)
     except (binascii.Error, ValueError):
         content = b""
-    bits = int.from_bytes(content, "big") >> (len(content) * 8 - answers.rows) if content else 0
-    whole = len(content) == math.ceil(answers.rows / 8)
-    if not whole or abs(bits.bit_count() / answers.rows - answers.score) > 1e-6:
+    spare = len(content) * 8 - answers.rows
+    bits = int.from_bytes(content, "big") >> max(0, spare)
+    if not 0 <= spare < 8 or abs(bits.bit_count() / answers.rows - answers.score) > 1e-6:
         raise BundleError(
             f"the rows recorded as right do not make up the accuracy of {answers.score:.4f}; build "
             "the bundle again, or write the baseline anew with: edgekit gate --update"

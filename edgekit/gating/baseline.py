@@ -110,11 +110,12 @@ def write_whole(path: Path, text: str) -> None:
         partial.chmod(0o666 & ~mask)
         partial.replace(path)
     except OSError as error:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that is yours"
         ) from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def _parse(content: bytes, where: str) -> Baseline:

@@ -137,23 +137,23 @@ def show(unit: Unit, value: float) -> str:
 
 
 def figures_of(manifest: Manifest, folder: Path) -> BundleFigures:
-    """What a manifest records. Raises BundleError for a figure that is no number, or no such one."""
+    """What a manifest records. Raises BundleError for what is no such figure, NaN above all."""
     try:
+        files = {printable(entry.file): _file_figures(manifest, entry) for entry in manifest.models}
         return BundleFigures(
             model=printable(manifest.model.reference),
             task=printable(manifest.model.task),
             shipped_bytes=manifest.shipped_bytes,
             download_bytes=manifest.download_bytes,
-            files={
-                printable(entry.file): _file_figures(manifest, entry) for entry in manifest.models
-            },
+            files=files,
             budget=manifest.budget,
         )
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the manifest"
         raise BundleError(
-            f"{folder}: {printable(key)} is no figure ({first['msg'].lower()}); build the bundle again"
+            f"{folder}: {printable(key)} is no figure ({first['msg'].lower()}); build the bundle "
+            "again"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
@@ -224,7 +224,7 @@ def _device(fingerprint: Mapping[str, Any]) -> str:
     """What decides how much memory a file takes."""
     parts = (
         fingerprint.get("cpu") or fingerprint.get("machine"),
-        f"{fingerprint.get('threads')} threads",
+        f"threads: {fingerprint.get('threads')}",
         fingerprint.get("runtime"),
     )
     return printable(", ".join(str(part) for part in parts))

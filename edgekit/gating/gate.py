@@ -100,9 +100,8 @@ def gate(
         else:
             found, where = baseline_at(baseline, reference)
             before = found.bundles
-    bases = (
-        {} if against is None else {each.target: each for each in read_bundles([against], project)}
-    )
+    beside = [] if against is None else read_bundles([against], project)
+    bases = {each.target: each for each in beside}
     findings: list[Finding] = []
     for bundle in bundles:
         base = bases.get(bundle.target)

@@ -190,10 +190,11 @@ def _judge_change(subject: _Subject) -> Finding:
     change = value - base
     share = change / base if base else float("inf") * (change or 1)
     worse = change if figure.better == "lower" else -change
-    shown = {
+    moved = _change_text(figure.show, change, share)
+    shown: dict[str, Any] = {
         "before": figure.show(base),
         "now": figure.show(value),
-        "change": _change_text(figure.show, change, share),
+        "change": moved,
         "value": value,
         "base": base,
     }
@@ -204,11 +205,7 @@ def _judge_change(subject: _Subject) -> Finding:
             return subject.finding("inconclusive", reason, **shown)
     bad = worse > 0 if rule.kind == "ratchet" else share > rule.limit and change > rule.least
     verb = "grew" if change > 0 else "shrank"
-    told = (
-        f"{verb} by {shown['change'].replace('+', '').replace('-', '')}"
-        if change
-        else "is the same"
-    )
+    told = f"{verb} by {moved.translate(_NO_SIGNS)}" if change else "is the same"
     limit = "may only improve" if rule.kind == "ratchet" else f"the limit is {rule.text()}"
     return subject.finding("fail" if bad else "pass", f"{told}; {limit}", **shown)
 
@@ -241,11 +238,11 @@ def _judge_answers(subject: _Subject) -> Finding:
         rows = min(before.rows, now.rows)
         outcome = answers.judge_drop(drop, rule.limit, rows, subject.where)
         limit = f"the limit is a drop of {rule.text()}"
+    change = format_signed_points(now.score - before.score)
     reason = (
-        f"changed by {format_signed_points(-drop.found)}, {-drop.high * 100:+.2f} to "
-        f"{-drop.low * 100:+.2f} on {now.rows} {'same ' if drop.paired else ''}rows; {limit}"
+        f"changed by {change}, {-drop.high * 100:+.2f} to {-drop.low * 100:+.2f} on "
+        f"{'the same ' if drop.paired else ''}{now.rows} rows; {limit}"
     )
-    change = format_signed_points(-drop.found)
     return subject.finding(
         outcome, reason, **shown, before=format_percent(base), change=change, base=base
     )
@@ -275,7 +272,10 @@ def _judge_latency(subject: _Subject) -> Finding:
     if low is not None and high is not None:
         told = f"{figure.show(low)} to {figure.show(high)}"
         outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
-    reason = f"is {figure.show(value)}, {told}, on {file.device}; the limit is {_limit_text(subject, limit)}"
+    reason = (
+        f"is {figure.show(value)}, {told}, on {file.device}; the limit is "
+        f"{_limit_text(subject, limit)}"
+    )
     return subject.finding(outcome, reason, now=figure.show(value), value=value)
 
 
@@ -288,9 +288,8 @@ def _judge_pace(subject: _Subject, compare: Compare) -> Finding:
         reason = "has no base to run beside the file; give --against and the base's bundles"
         return subject.finding("inconclusive", reason)
     if found == "same":
-        return subject.finding(
-            "pass", "is of the very same file", value=1.0, base=1.0, now="1.000x"
-        )
+        reason = "is of the very same file"
+        return subject.finding("pass", reason, now="1.000x", value=1.0, base=1.0)
     outcome: Outcome = "inconclusive"
     if found.low > 1 + limit and found.outcome == "slower":
         outcome = "fail"
@@ -328,6 +327,9 @@ def _limit_text(subject: _Subject, limit: float) -> str:
     if subject.rule.kind != "headroom":
         return shown
     return f"{shown}, which leaves {subject.rule.text()} of the budget"
+
+
+_NO_SIGNS = str.maketrans("", "", "+-")
 
 
 def _change_text(show: Callable[[float], str], change: float, share: float) -> str:

@@ -29,7 +29,7 @@ import datetime
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +183,8 @@ class _Reader:
         kind: Any = self.known(key, kinds_of(figure), f"rule of {figure.name}", *keys)
         line = find_line(self.text, ["gate", *keys])
         try:
-            return Rule(figure, kind, *_limits(figure, kind, value), line)
+            limit, least = _limits(figure, kind, value)
+            return Rule(figure, kind, limit, least, line)
         except EdgekitError as problem:
             raise self.wrong(str(problem), *keys) from None
 
@@ -235,7 +236,7 @@ def kinds_of(figure: Figure) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
-def _limits(figure: Figure, kind: Kind, value: Any) -> Sequence[float]:
+def _limits(figure: Figure, kind: Kind, value: Any) -> tuple[float, float]:
     """``limit`` and ``least`` of a rule. Raises UsageError."""
     if kind == "ratchet":
         if value is not True:
@@ -250,7 +251,7 @@ def _limits(figure: Figure, kind: Kind, value: Any) -> Sequence[float]:
     return (_value(figure, value), 0.0)
 
 
-def _growth(figure: Figure, value: Any) -> Sequence[float]:
+def _growth(figure: Figure, value: Any) -> tuple[float, float]:
     if figure.unit == "seconds":
         # A ratio of pairs, so that there is no number of seconds to exceed.
         return (_percent(value), 0.0)
@@ -289,11 +290,7 @@ def _percent(value: Any) -> float:
 
 
 def _read_points(value: Any) -> float:
-    match = (
-        re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*points?\s*", value)
-        if isinstance(value, str)
-        else None
-    )
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*points?\s*", str(value))
     if match is None:
         raise UsageError(f"{value!r} is not a drop; write it in points, as in '1 point'")
     found = float(match[1]) / 100
