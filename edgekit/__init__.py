@@ -172,18 +172,13 @@ def gate(
     from edgekit.gating.gate import gate as run
 
     paths = [bundles] if isinstance(bundles, str | Path) else bundles
-    chosen = None
-    if against is not None:
-        from edgekit.devices.device import ready
-
-        chosen = ready(device)
     return run(
         [Path(path) for path in paths],
         project=Path(project),
         baseline=Path(baseline),
         reference=baseline_ref,
         against=None if against is None else Path(against),
-        device=chosen,
+        device=device,
         seconds=seconds,
         on_event=on_event or silent,
     )

@@ -86,7 +86,7 @@ def run(
                 baseline=baseline,
                 reference=baseline_ref,
                 against=against,
-                device=None if against is None else options.open_devices([device])[0],
+                device=device,
                 seconds=seconds,
                 on_event=sink,
             )

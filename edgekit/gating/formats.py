@@ -30,7 +30,9 @@ def headline(result: GateResult) -> str:
         )
         if result.count(outcome)
     ]
-    return f"{', '.join(counts)} of {total} rules" if counts else f"all {total} rules passed"
+    if counts:
+        return f"{', '.join(counts)} of {total} rules"
+    return f"all {total} rules passed" if total > 1 else "the rule passed"
 
 
 def marker(result: GateResult) -> str:

@@ -77,7 +77,7 @@ def gate(
     baseline: Path,
     reference: str | None = None,
     against: Path | None = None,
-    device: "Device | None" = None,
+    device: str = "host",
     seconds: float = 10.0,
     on_event: Callable[[Event], None] = silent,
 ) -> GateResult:
@@ -85,11 +85,10 @@ def gate(
 
     paths: bundles, or folders of them; none stand for the project's output folder. reference: a
     git reference, at whose merge base with HEAD the baseline is read. against: the base's
-    bundles, to run files beside; device: where (this host when left out); seconds: for each file.
+    bundles, to run files beside; device: the name of where; seconds: for each file.
     Raises an EdgekitError for what cannot be judged.
     """
-    if device is not None and not device.timed:
-        raise UsageError(f"--device: times of {device.name} mean nothing; name a real device")
+    timer = _timer(device, against)
     bundles = read_bundles(paths, project)
     rules = read_rules(project, [bundle.target for bundle in bundles], datetime.date.today())
     before: Mapping[str, BundleFigures] = {}
@@ -105,7 +104,7 @@ def gate(
     findings: list[Finding] = []
     for bundle in bundles:
         base = bases.get(bundle.target)
-        compare = _comparing(bundle, base, device, seconds, on_event)
+        compare = _comparing(bundle, base, timer, seconds, on_event)
         figures = before.get(bundle.target)
         findings += judge_bundle(bundle.target, bundle.figures, figures, rules, compare)
     return GateResult(tuple(bundles), tuple(findings), where, project, rules.inconclusive)
@@ -200,6 +199,19 @@ def _output(project: Path) -> Path:
     return project.parent / (output if isinstance(output, str) else "dist")
 
 
+def _timer(name: str, against: Path | None) -> "Device | None":
+    """The device that runs files beside their base, if there is one. Raises UsageError."""
+    if against is None:
+        if name != "host":
+            raise UsageError("--device: runs bundles beside others; give those with --against")
+        return None
+    from edgekit.devices.device import open_device, ready
+
+    if not open_device(name).timed:
+        raise UsageError(f"--device: times of {name} mean nothing, so they gate nothing; use host")
+    return ready(name)
+
+
 def _comparing(
     bundle: Bundle,
     base: Bundle | None,
@@ -210,7 +222,7 @@ def _comparing(
     """How a file of the bundle is run beside the base's."""
 
     def compare(name: str) -> "Comparison | Literal['same'] | None":
-        if base is None:
+        if base is None or device is None:
             return None
         if (base.figures.model, base.figures.task) != (bundle.figures.model, bundle.figures.task):
             raise UsageError(
@@ -222,13 +234,12 @@ def _comparing(
         if base.figures.files[name].sha256 == bundle.figures.files[name].sha256:
             return "same"
         from edgekit.bundle.bench import bench
-        from edgekit.devices.host import HOST
 
         try:
             found = bench(
                 bundle.path / name,
                 against=base.path / name,
-                devices=[device or HOST],
+                devices=[device],
                 # Which gives a comparison twice of it.
                 seconds=seconds / 2,
                 on_event=on_event,

@@ -116,6 +116,11 @@ def test_json(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--format", "junit=no/such/folder.xml"], "cannot write no/such/folder.xml"),
         (["--against", "nowhere"], "nowhere holds no bundle"),
         (["--against", "dist", "--device", "hots"], "did you mean 'host'?"),
+        (
+            ["--against", "dist", "--device", "emulated:arm64-cortex-a53"],
+            "times of emulated:arm64-cortex-a53 mean nothing, so they gate nothing",
+        ),
+        (["--device", "ssh:pi@board"], "give those with --against"),
         (["--project", "no.toml"], "cannot read no.toml"),
     ],
 )
