@@ -86,7 +86,8 @@ def main() -> None:
     found = {each: dict(count) for each, count in outcomes.items()}
     record = {
         "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "bundle": f"{start.target}, {start.shipped_bytes} bytes, {start.models[0].proof['rows']} rows",
+        "bundle": f"{start.target}, {start.shipped_bytes} bytes, "
+        f"{start.models[0].proof['rows']} rows",
         "rules": RULES.strip().splitlines(),
         "histories": options.histories,
         "commits_a_history": _COMMITS,

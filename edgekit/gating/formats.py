@@ -21,6 +21,7 @@ _LEVELS = {"fail": "error", "inconclusive": "warning", "waived": "notice"}
 def headline(result: GateResult) -> str:
     """One line: how many rules came out how."""
     total = len(result.findings)
+    rules = "rules" if total > 1 else "rule"
     counts = [
         f"{result.count(outcome)} {word}"
         for outcome, word in (
@@ -31,7 +32,7 @@ def headline(result: GateResult) -> str:
         if result.count(outcome)
     ]
     if counts:
-        return f"{', '.join(counts)} of {total} rules"
+        return f"{', '.join(counts)} of {total} {rules}"
     return f"all {total} rules passed" if total > 1 else "the rule passed"
 
 

@@ -120,6 +120,8 @@ def read_rules(path: Path, targets: Collection[str], today: datetime.date) -> Ru
     Raises ProjectError with line and key for what is malformed, for a figure, rule or target that
     does not exist (suggesting the nearest), and for a waiver that has expired.
     """
+    if not path.is_file():
+        raise ProjectError(f"no project file {path}; write one with: edgekit init")
     fields, text = read_fields(path, ProjectError)
     table = fields.get("gate")
     if not isinstance(table, dict) or not set(table) - set(_OWN_KEYS):

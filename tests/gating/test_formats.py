@@ -121,7 +121,7 @@ def test_json(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "times of emulated:arm64-cortex-a53 mean nothing, so they gate nothing",
         ),
         (["--device", "ssh:pi@board"], "give those with --against"),
-        (["--project", "no.toml"], "cannot read no.toml"),
+        (["--project", "no.toml"], "no project file no.toml"),
     ],
 )
 def test_flags_that_cannot_be(
