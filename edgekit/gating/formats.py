@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit.errors import OutputError
 from edgekit.gating.gate import GateResult
-from edgekit.gating.judge import Finding
+from edgekit.gating.subject import Finding
 
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "waived": "–"}
 _LEVELS = {"fail": "error", "inconclusive": "warning", "waived": "notice"}

@@ -13,8 +13,9 @@ from edgekit.errors import BundleError, DeviceError, ProjectError, UsageError
 from edgekit.events import Event, silent
 from edgekit.gating.baseline import baseline_at, read_baseline, write_baseline
 from edgekit.gating.figures import FIGURES, BundleFigures, figures_of, printable
-from edgekit.gating.judge import Compare, Finding, judge_bundle
+from edgekit.gating.judge import Compare, judge_bundle
 from edgekit.gating.rules import Policy, Rule, Rules, read_rules
+from edgekit.gating.subject import Finding
 from edgekit.toml import read_fields
 
 if TYPE_CHECKING:

@@ -16,52 +16,23 @@ Rules:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.budget import Outcome
-from edgekit.errors import BaselineError, BundleError, UsageError
+from edgekit.errors import BaselineError, UsageError
 from edgekit.gating import answers
 from edgekit.gating.figures import Accuracy, BundleFigures, FileFigures, printable
-from edgekit.gating.rules import Rule, Rules
+from edgekit.gating.rules import Rules
+from edgekit.gating.subject import Finding, Subject
 from edgekit.units import format_percent, format_signed_points
 
 if TYPE_CHECKING:
     from edgekit.measure.compare import Comparison
 
-Judged = Literal["pass", "fail", "inconclusive", "waived"]
 # Of a file's name: it beside the base's, "same" where they are the same bytes, ``None`` where no
 # base is at hand.
 Compare = Callable[[str], "Comparison | Literal['same'] | None"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One rule on one bundle, or on one of its files.
-
-    before, now, change: as people read them, empty where there is nothing. value, base: the same
-    as numbers, in bytes, seconds, counts or fractions. reason: one sentence. line: of the rule.
-    """
-
-    target: str
-    file: str | None
-    rule: str
-    outcome: Judged
-    limit: str
-    reason: str
-    before: str = ""
-    now: str = ""
-    change: str = ""
-    value: float | None = None
-    base: float | None = None
-    line: int | None = None
-
-    @property
-    def where(self) -> str:
-        return self.target if self.file is None else f"{self.target} {self.file}"
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self).copy()
 
 
 def judge_bundle(
@@ -78,7 +49,7 @@ def judge_bundle(
     findings = []
     for rule in rules.of(target):
         for name in bundle.files if rule.figure.of_files else (None,):
-            finding = _judge(_Subject(target, name, rule, bundle, before), compare)
+            finding = _judge(Subject(target, name, rule, bundle, before), compare)
             waiver = next((each for each in rules.waivers if each.covers(rule, target)), None)
             if waiver is not None and finding.outcome != "pass":
                 excuse = f"waived until {waiver.expires}: {printable(waiver.reason)}"
@@ -87,81 +58,7 @@ def judge_bundle(
     return findings
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What one rule looks at."""
-
-    target: str
-    file: str | None
-    rule: Rule
-    bundle: BundleFigures
-    before: BundleFigures | None
-
-    @property
-    def where(self) -> str:
-        """For the beginning of a sentence."""
-        return f"{self.target}, {self.file or 'the bundle'}: {self.rule.figure.name}"
-
-    @property
-    def now_file(self) -> FileFigures | None:
-        return None if self.file is None else self.bundle.files[self.file]
-
-    @property
-    def before_file(self) -> FileFigures | None:
-        return None if self.file is None else self._known().files[self.file]
-
-    @property
-    def value(self) -> float:
-        found = self.rule.figure.read(self.bundle, self.now_file)
-        if found is None:
-            raise BundleError(f"{self.where} is not recorded in the bundle; {self._mend()}")
-        return found
-
-    @property
-    def base(self) -> float:
-        found = self.rule.figure.read(self._known(), self.before_file)
-        if found is None:
-            raise BaselineError(
-                f"{self.where} is not recorded in the baseline; build what it was made of again, "
-                "and write it anew with: edgekit gate --update"
-            )
-        return found
-
-    def finding(self, outcome: Outcome, reason: str, **shown: Any) -> Finding:
-        rule = self.rule
-        reason = f"{rule.figure.name} {reason}"
-        return Finding(
-            self.target, self.file, rule.name, outcome, rule.text(), reason, **shown, line=rule.line
-        )
-
-    def _known(self) -> BundleFigures:
-        """The target in the baseline, of the same model and with the same file."""
-        before = self.before
-        if before is None:
-            raise BaselineError(
-                f"the baseline does not know {self.target}; add it with: edgekit gate --update"
-            )
-        if (before.model, before.task) != (self.bundle.model, self.bundle.task):
-            raise BaselineError(
-                f"{self.target}: the baseline is of {before.model} ({before.task}), the bundle of "
-                f"{self.bundle.model} ({self.bundle.task}); name another --baseline, or write it "
-                "anew with: edgekit gate --update"
-            )
-        if self.file is not None and self.file not in before.files:
-            raise BaselineError(
-                f"the baseline knows no {self.file} of {self.target}; add it with: edgekit gate "
-                "--update"
-            )
-        return before
-
-    def _mend(self) -> str:
-        return {
-            "accuracy": "build it with labelled --eval rows",
-            "delegated-ops": "build it with a device that delegates, as android-gpu does",
-        }.get(self.rule.figure.name, "build it again, or drop the rule where the format has none")
-
-
-def _judge(subject: _Subject, compare: Compare) -> Finding:
+def _judge(subject: Subject, compare: Compare) -> Finding:
     name, kind = subject.rule.figure.name, subject.rule.kind
     if name in ("accuracy", "agreement"):
         return _judge_answers(subject)
@@ -172,7 +69,7 @@ def _judge(subject: _Subject, compare: Compare) -> Finding:
     return _judge_limit(subject)
 
 
-def _judge_limit(subject: _Subject) -> Finding:
+def _judge_limit(subject: Subject) -> Finding:
     """Rule 1, of a figure that is one number."""
     figure, limit = subject.rule.figure, _limit(subject)
     value = subject.value
@@ -183,7 +80,7 @@ def _judge_limit(subject: _Subject) -> Finding:
     return subject.finding("fail" if bad else "pass", reason, now=figure.show(value), value=value)
 
 
-def _judge_change(subject: _Subject) -> Finding:
+def _judge_change(subject: Subject) -> Finding:
     """Rules 2 and 3."""
     rule, figure = subject.rule, subject.rule.figure
     value, base = subject.value, subject.base
@@ -210,7 +107,7 @@ def _judge_change(subject: _Subject) -> Finding:
     return subject.finding("fail" if bad else "pass", f"{told}; {limit}", **shown)
 
 
-def _judge_answers(subject: _Subject) -> Finding:
+def _judge_answers(subject: Subject) -> Finding:
     """Rule 4, of accuracy and agreement."""
     rule, value = subject.rule, subject.value
     now = _answers(subject.now_file, rule.figure.name)
@@ -261,7 +158,7 @@ def _answers(file: FileFigures | None, figure: str) -> Accuracy:
     )
 
 
-def _judge_latency(subject: _Subject) -> Finding:
+def _judge_latency(subject: Subject) -> Finding:
     """Rule 4, of a time that was measured when the bundle was built."""
     value, limit = subject.value, _limit(subject)
     file = subject.now_file
@@ -279,7 +176,7 @@ def _judge_latency(subject: _Subject) -> Finding:
     return subject.finding(outcome, reason, now=figure.show(value), value=value)
 
 
-def _judge_pace(subject: _Subject, compare: Compare) -> Finding:
+def _judge_pace(subject: Subject, compare: Compare) -> Finding:
     """Rules 4 and 5: a ratio of times that were taken side by side."""
     assert subject.file is not None
     limit = subject.rule.limit
@@ -307,7 +204,7 @@ def _judge_pace(subject: _Subject, compare: Compare) -> Finding:
     )
 
 
-def _limit(subject: _Subject) -> float:
+def _limit(subject: Subject) -> float:
     """The limit in the figure's unit; of headroom, what the budget leaves."""
     rule = subject.rule
     if rule.kind != "headroom":
@@ -322,7 +219,7 @@ def _limit(subject: _Subject) -> float:
     return budget * (1 - rule.limit)
 
 
-def _limit_text(subject: _Subject, limit: float) -> str:
+def _limit_text(subject: Subject, limit: float) -> str:
     shown = subject.rule.figure.show(limit)
     if subject.rule.kind != "headroom":
         return shown
