@@ -18,7 +18,7 @@ def run(
     bundle: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[BUNDLE]...",
+            metavar="BUNDLE",
             help="Folders that build wrote, or a folder of them.  [default: the project's output]",
             show_default=False,
         ),
