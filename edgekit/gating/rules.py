@@ -37,7 +37,6 @@ from typing import Any, Literal
 from edgekit import units
 from edgekit.errors import EdgekitError, ProjectError, UsageError
 from edgekit.gating.figures import FIGURES, Figure, show
-from edgekit.target import target_names
 from edgekit.toml import find_line, place, read_fields
 
 Kind = Literal["max", "min", "growth", "drop", "headroom", "ratchet"]
@@ -129,7 +128,7 @@ def read_rules(path: Path, targets: Collection[str], today: datetime.date) -> Ru
             f"{path} has no rules to judge by; begin with a table [gate.download-bytes] and "
             'growth = "1% and 20kB" in it'
         )
-    read = _Reader(path, text, {*target_names(), *targets})
+    read = _Reader(path, text, targets)
     general: dict[str, Rule] = {}
     particular: dict[str, dict[str, Rule]] = {}
     for name, limits in table.items():
@@ -138,7 +137,7 @@ def read_rules(path: Path, targets: Collection[str], today: datetime.date) -> Ru
         figure = FIGURES[read.known(name, FIGURES, "figure", name)]
         for key, value in read.table(limits, name).items():
             if isinstance(value, dict):
-                target = read.known(key, read.targets, "target", name, key)
+                target = read.target(key, name, key)
                 rules = (read.rule(figure, kind, each, key) for kind, each in value.items())
                 particular.setdefault(target, {}).update({rule.name: rule for rule in rules})
             else:
@@ -156,11 +155,11 @@ def read_rules(path: Path, targets: Collection[str], today: datetime.date) -> Ru
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads values of one file, and says where it stumbles."""
+    """Reads values of one file, and says where it stumbles. targets: of the bundles at hand."""
 
     path: Path
     text: str
-    targets: set[str]
+    targets: Collection[str]
 
     def wrong(self, problem: str, *keys: str | int) -> ProjectError:
         where = place(str(self.path), find_line(self.text, ["gate", *keys]))
@@ -174,6 +173,14 @@ class _Reader:
         near = difflib.get_close_matches(name, choices, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices)}"
         raise self.wrong(f"there is no {what} '{name}'; {hint}", *keys)
+
+    def target(self, name: str, *keys: str | int) -> str:
+        """A target that a bundle is for, or that comes with edgekit."""
+        if name in self.targets:
+            return name
+        from edgekit.target import target_names
+
+        return self.known(name, {*target_names(), *self.targets}, "target", *keys)
 
     def table(self, value: Any, *keys: str) -> Mapping[str, Any]:
         if not isinstance(value, dict) or not value:
@@ -215,7 +222,7 @@ class _Reader:
                 raise self.wrong("a waiver needs a date, as in expires = 2026-12-24", *keys)
             target = table.get("target")
             if target is not None:
-                self.known(str(target), self.targets, "target", *keys, "target")
+                self.target(str(target), *keys, "target")
             self.known(table["rule"], rules, "rule in this file", *keys, "rule")
             if expires < today:
                 raise self.wrong(
