@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from edgekit.contents import Contents
     from edgekit.difference import Comparison
     from edgekit.events import Event
+    from edgekit.gating.gate import GateResult
     from edgekit.pipeline import BuildResult
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "analyze", "bench", "build", "diff", "inspect", "load", "verify"]
+__all__ = ["__version__", "analyze", "bench", "build", "diff", "gate", "inspect", "load", "verify"]
 
 
 def build(
@@ -147,6 +148,39 @@ def bench(
         cores=cores,
         nice=nice,
         profile=profile,
+        on_event=on_event or silent,
+    )
+
+
+def gate(
+    bundles: str | Path | Sequence[str | Path] = (),
+    *,
+    project: str | Path = "edgekit.toml",
+    baseline: str | Path = "edgekit.lock.json",
+    baseline_ref: str | None = None,
+    against: str | Path | None = None,
+    device: str = "host",
+    seconds: float = 10.0,
+    on_event: "Callable[[Event], None] | None" = None,
+) -> "GateResult":
+    """Judge bundles by the rules of ``[gate]`` in the project file, beside a baseline.
+
+    bundles: folders, or folders of them; the project's output when left out. against: the base's
+    bundles, beside which rules of latency run each file for ``seconds``. A rule that fails is a
+    finding in the result; what cannot be judged raises an EdgekitError.
+    """
+    from edgekit.events import silent
+    from edgekit.gating.gate import gate as run
+
+    paths = [bundles] if isinstance(bundles, str | Path) else bundles
+    return run(
+        [Path(path) for path in paths],
+        project=Path(project),
+        baseline=Path(baseline),
+        reference=baseline_ref,
+        against=None if against is None else Path(against),
+        device=device,
+        seconds=seconds,
         on_event=on_event or silent,
     )
 

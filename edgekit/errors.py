@@ -51,6 +51,10 @@ class BundleError(EdgekitError):
     """A bundle that is damaged, or is no bundle."""
 
 
+class BaselineError(EdgekitError):
+    """A baseline that is missing, outdated or damaged, or that proves nothing."""
+
+
 class BudgetError(EdgekitError):
     """Nothing that we can do fits the budget."""
 

@@ -98,7 +98,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class _File:
-    """The keys of ``edgekit.toml``; ``target``, ``format`` and ``budget`` also as one text."""
+    """The keys of ``edgekit.toml``; ``target``, ``format`` and ``budget`` also as one text.
+
+    What is in ``gate`` is for ``edgekit.gating.rules`` to read.
+    """
 
     model: str | None = None
     task: str | None = None
@@ -116,6 +119,7 @@ class _File:
     seed: int | None = None
     device: tuple[str, ...] | None = None
     output: str | None = None
+    gate: dict[str, Any] | None = None
     __pydantic_config__: ClassVar = {
         "extra": "forbid",
         "alias_generator": lambda name: name.replace("_", "-"),
@@ -138,6 +142,7 @@ def load_project(path: Path) -> Project:
         fields["budget"] = ",".join(f"{name}={value}" for name, value in fields["budget"].items())
     file = validate(fields, _File, ProjectError, source=str(path), text=text)
     values = {key: value for key, value in vars(file).items() if value is not None}
+    values.pop("gate", None)
     if "steps" in values:
         values["steps"] = parse_steps(values["steps"], path, text)
 

@@ -105,6 +105,12 @@ class Compressed:
     def app_bytes(self) -> int:
         return sum(len(text.encode()) for text in self.app_files.values())
 
+    @property
+    def app_download_bytes(self) -> int:
+        from edgekit.measure.size import deflated_bytes
+
+        return sum(deflated_bytes(text.encode()) for text in self.app_files.values())
+
 
 def compress(work: Workbench, plan: Plan) -> Compressed:
     """Apply the plan's steps to the model."""
@@ -350,14 +356,17 @@ def prove(
 def _proofs(
     compressed: Compressed, exported: Exported, encoded: "Encoded", target: Target
 ) -> dict[str, Any]:
-    """Of a quantized file: its integers, its float islands, its speed beside the float file."""
+    """What it is to download; of a quantized file its integers, its float islands, its speed
+    beside the float file."""
     from edgekit.contents.islands import float_islands
     from edgekit.filemodel import FileModel
     from edgekit.measure.integers import check_integers
+    from edgekit.measure.size import deflated_bytes
     from edgekit.measure.speedup import against_float
 
     artifact, plain = exported.artifact, exported.plain
-    found: dict[str, Any] = {}
+    shipped = exported.packed or artifact.path
+    found: dict[str, Any] = {"deflated_bytes": deflated_bytes(shipped)}
     if not isinstance(compressed.model, FileModel):
         integers = check_integers(artifact, compressed.model, target.weight_bits)
         found |= {} if integers is None else {"integers": integers}
@@ -443,6 +452,8 @@ def bundle(
             for exported, proof in made
         ],
         shipped_bytes=shipped,
+        download_bytes=compressed.app_download_bytes
+        + sum(proof.record["deflated_bytes"] for _, proof in made),
         budget=settings.budget.to_json(),
         verdict=verdict.to_json(),
         notes=list(plan.notes),

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,15 +82,36 @@ def _known(shape: Any, keys: list[str]) -> list[str]:
     return [spell(field.name) for field in dataclasses.fields(shape)]
 
 
-def find_line(text: str, keys: list[str]) -> int | None:
-    """The first line that sets the last of ``keys`` (or opens the table of that name)."""
-    if not keys:
-        return None
-    name = re.escape(keys[-1])
+def find_line(text: str, keys: Sequence[str | int]) -> int | None:
+    """The line that sets the last of ``keys``, each looked for from where the one before is.
+
+    A number is the place of a table in an array (``[[steps]]``) of the key before it. A key that
+    is nowhere behind the one before it is the first of its name.
+    """
+    lines = text.splitlines()
+    start = 0
+    line: int | None = None
+    for place, key in enumerate(keys):
+        if isinstance(key, int):
+            continue
+        following = keys[place + 1] if place + 1 < len(keys) else 0
+        skip = following if isinstance(following, int) else 0
+        line = _sets(lines, key, start, skip)
+        if line is None and start:
+            line = _sets(lines, key, 0, 0)
+        start = start if line is None else line
+    return None if line is None else line + 1
+
+
+def _sets(lines: list[str], key: str, start: int, skip: int) -> int | None:
+    """From ``start`` on, the line that sets ``key`` or opens its table, after ``skip`` others."""
+    name = rf"[\"']?{re.escape(key)}[\"']?"
     pattern = re.compile(
-        rf"^\s*(\[*\s*{name}\s*\]*|{name}\s*=|.*[{{,.]\s*{name}\s*=|\[.*\.{name}\])"
+        rf"^\s*({name}\s*[.=]|\[+\s*{name}\s*[.\]]|[^#]*[{{,.]\s*{name}\s*[.=]|\[.*\.\s*{name}\s*[.\]])"
     )
-    for number, line in enumerate(text.splitlines(), start=1):
-        if pattern.match(line) and not line.lstrip().startswith("#"):
-            return number
+    for number in range(start, len(lines)):
+        if pattern.match(lines[number]) and not lines[number].lstrip().startswith("#"):
+            if skip == 0:
+                return number
+            skip -= 1
     return None

@@ -1,6 +1,7 @@
 """What load_data makes of files: rows, columns, splits, and one sentence for whatever is wrong."""
 
 import csv
+import dataclasses
 import importlib.machinery
 import importlib.util
 import io
@@ -524,3 +525,19 @@ def test_what_the_hub_lacks_is_said_in_one_sentence() -> None:
     assert "no label" in refusal(None, "team/set:easy")
     assert "it has: train, test" in refusal("team/set:easy@dev")
     assert "cannot be loaded from the hub" in refusal("team/other")
+
+
+def test_rows_have_a_digest_of_what_they_are_and_not_of_where_they_came_from(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nhello,a\ngood bye,b\n")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"text": "hello", "label": "a"}\n{"text": "good bye", "label": "b"}\n'
+    )
+    rows = [read(path) for path in sorted(tmp_path.iterdir())]
+    assert rows[0].digest() == rows[1].digest()
+    assert rows[0].take([1, 0]).digest() != rows[0].digest()
+    assert dataclasses.replace(rows[0], labels=("a", "a")).digest() != rows[0].digest()
+    pictures = Rows(images=np.zeros((2, 4, 4, 3), np.uint8), labels=("a", "b"))
+    brighter = Rows(images=np.ones((2, 4, 4, 3), np.uint8), labels=("a", "b"))
+    assert pictures.digest() != brighter.digest()

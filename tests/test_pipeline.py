@@ -1,11 +1,14 @@
 """The main job, seen from outside: files re-read by independent code, figures recomputed."""
 
+import base64
+import collections
 import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -84,14 +87,47 @@ def test_the_files_accuracy_is_what_independent_code_finds(
     labels = json.loads((folder / "labels.json").read_text())
     with project.eval.open() as stream:
         rows = list(csv.DictReader(stream))
-    right = 0
+    right = []
     for row in rows:
         ids = np.array([tokenizer.encode(row["text"]).ids], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        right += labels[session.run(None, feed)[0].argmax()] == row["label"]
-    metrics = manifest["models"][0]["proof"]["metrics"]
-    assert metrics["file"]["accuracy"] == pytest.approx(right / len(rows))
+        right.append(int(labels[session.run(None, feed)[0].argmax()] == row["label"]))
+    proof = manifest["models"][0]["proof"]
+    metrics = proof["metrics"]
+    assert metrics["file"]["accuracy"] == pytest.approx(np.mean(right))
     assert metrics["original"]["accuracy"] == 1.0
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(proof["right"]), np.uint8))
+    assert bits[: len(rows)].tolist() == right
+    commonest = collections.Counter(row["label"] for row in rows).most_common(1)[0][1]
+    assert metrics["chance"] == pytest.approx(commonest / len(rows))
+
+
+@pytest.mark.parametrize("target", _FILES)
+def test_the_figures_that_a_gate_needs_are_recorded(built: Path, target: str) -> None:
+    folder = built / target
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shipped = [entry["path"] for entry in manifest["files"] if entry["shipped"]]
+    with zipfile.ZipFile(built / f"{target}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in shipped:
+            archive.write(folder / name, name)
+        found = sum(entry.compress_size for entry in archive.infolist())
+    assert manifest["download_bytes"] == pytest.approx(found, rel=0.01)
+    found = {each.rule: each for each in edgekit.gate(folder, project=_gate_rules(built)).findings}
+    assert {each.outcome for each in found.values()} == {"pass"}
+    assert found["shipped-bytes.max"].value == manifest["shipped_bytes"]
+    static = manifest["models"][0]["proof"]["static"]
+    assert found["ops.max"].value == sum(static["ops"].values()) > 10
+    if target == "linux-x86_64":
+        import onnx
+
+        nodes = onnx.load(folder / "model.onnx").graph.node
+        assert static["ops"] == collections.Counter(node.op_type for node in nodes)
+
+
+def _gate_rules(folder: Path) -> Path:
+    path = folder / "gate.toml"
+    path.write_text('[gate.shipped-bytes]\nmax = "2MB"\n[gate.ops]\nmax = 10_000\n')
+    return path
 
 
 @pytest.mark.parametrize("target", _FILES)

@@ -53,6 +53,9 @@ accuracy-drop = "1%"
 [[steps]]
 name = "trim-vocabulary"
 min-count = 2
+
+[gate.ops]
+max = 300
 """
 
 

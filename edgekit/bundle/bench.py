@@ -14,8 +14,8 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.bundle.golden import golden_inputs, read_golden
-from edgekit.bundle.manifest import FILE, read_manifest
-from edgekit.bundle.verify import artifacts, check_files
+from edgekit.bundle.manifest import FILE, check_files, read_manifest
+from edgekit.bundle.verify import artifacts
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.errors import UsageError

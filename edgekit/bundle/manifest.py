@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgekit.artifact import sha256
 from edgekit.errors import BundleError
 
 FILE = "manifest.json"
@@ -70,6 +71,7 @@ class Manifest(_Part):
     files: list[FileEntry]
     models: list[ModelFile]
     shipped_bytes: int
+    download_bytes: int | None = Field(default=None, description="those bytes, each file deflated")
     budget: dict[str, float | None]
     verdict: dict[str, Any]
     notes: list[str]
@@ -105,6 +107,21 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.seal != _seal(manifest):
         raise BundleError(f"{path} was changed after it was written; build the bundle again")
     return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a file that is missing, changed or not listed."""
+    listed = {entry.path for entry in manifest.files} | {FILE}
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; build the bundle again")
+        if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
+            raise BundleError(f"{path} does not match its digest; build the bundle again")
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and name not in listed:
+            raise BundleError(f"{path} is not in the manifest; remove it or build the bundle again")
 
 
 def schema() -> dict[str, Any]:

@@ -16,11 +16,11 @@ import numpy as np
 from edgekit.artifact import Artifact, sha256
 from edgekit.budget import Budget, Check, Verdict, judge
 from edgekit.bundle.golden import golden_inputs, read_golden
-from edgekit.bundle.manifest import FILE, Manifest, ModelFile, read_manifest
+from edgekit.bundle.manifest import Manifest, ModelFile, check_files, read_manifest
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
-from edgekit.errors import BundleError, DeviceError
+from edgekit.errors import DeviceError
 from edgekit.events import Event
 from edgekit.measure.refusal import refusal
 from edgekit.units import format_bytes
@@ -78,21 +78,6 @@ def matrix_of(folder: Path, *, on_event: Callable[[Event], None]) -> list[Device
             on_event(Event("stage-end", "device", f"preparing {device.name}"))
             devices.append(device)
     return devices
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError for a file that is missing, changed or not listed."""
-    listed = {entry.path for entry in manifest.files} | {FILE}
-    for entry in manifest.files:
-        path = folder / entry.path
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; build the bundle again")
-        if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
-            raise BundleError(f"{path} does not match its digest; build the bundle again")
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and name not in listed:
-            raise BundleError(f"{path} is not in the manifest; remove it or build the bundle again")
 
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:

@@ -22,6 +22,7 @@ from edgekit.cli import (
     devices,
     diff,
     doctor,
+    gate,
     init,
     inspect,
     steps,
@@ -42,6 +43,7 @@ app.command("init")(init.run)
 app.command("build")(build.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
+app.command("gate")(gate.run)
 app.command("inspect")(inspect.run)
 app.command("diff")(diff.run)
 app.command("analyze")(analyze.run)

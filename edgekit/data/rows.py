@@ -1,5 +1,6 @@
 """The nouns of data: rows, the columns they come from, and the two splits."""
 
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,15 @@ class Rows:
         else:
             for number in range(len(self)):
                 yield tuple(array[number].tobytes() for array in (self.arrays or {}).values())
+
+    def digest(self) -> str:
+        """Hex digest of the rows with their labels, in their order, wherever they came from."""
+        found = hashlib.sha256(repr(self.labels).encode())
+        for content in self.contents():
+            for part in content if isinstance(content, tuple) else (content,):
+                found.update(part if isinstance(part, bytes) else repr(part).encode())
+                found.update(b"\n")
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

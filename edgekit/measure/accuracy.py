@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ProofError
+from edgekit.measure.intervals import interval as interval
 
 if TYPE_CHECKING:
     from edgekit.preprocess import Encoded
@@ -142,19 +143,6 @@ def agreement(outputs: Array, reference: Array, task: str, problem: str | None) 
     else:
         same = ours == theirs
     return float((same & finite.reshape(len(same), -1).all(axis=1)).mean())
-
-
-def interval(score: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was found on ``n`` rows.
-
-    Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    centre = (score + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(score * (1 - score) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

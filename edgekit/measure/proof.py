@@ -7,6 +7,7 @@ costs shows here. Peak memory counts from the process with interpreter and input
 runtime is imported.
 """
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,12 +17,13 @@ import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.contents import read_contents
+from edgekit.contents.static import static_figures
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
 from edgekit.measure import accuracy
 from edgekit.measure.golden import golden_rows, pick_rows
 from edgekit.measure.latency import summarize
-from edgekit.measure.measurement import above_empty
+from edgekit.measure.measurement import above_empty, middle_length
 from edgekit.measure.parity import compare
 from edgekit.measure.size import check_scheme
 from edgekit.preprocess import Encoded
@@ -60,9 +62,11 @@ def prove(
     """Run the file on the rows and hold it against what was exported, and the original.
 
     exported: gives the outputs of the fp32 model that was exported. seconds: how long latency is
-    sampled. Returns a JSON-able record of the figures, and golden inputs with the file's
-    answers. Raises DeviceError when the runtime refuses the
-    file, and ProofError when it does not hold the weights that its scheme promises.
+    sampled. Returns a JSON-able record of the figures, and golden inputs with the file's answers.
+    ``right`` in the record: a bit for each row, whether the file's class is the label, the first
+    row in the highest bit of the first byte, in base64; ``None`` for other kinds of answers.
+    Raises DeviceError when the runtime refuses the file, and ProofError when it does not hold the
+    weights that its scheme promises.
     """
     contents = read_contents(artifact.path)
     check_scheme(artifact, contents)
@@ -88,7 +92,7 @@ def prove(
             problem=expected.problem,
         ).to_json()
 
-    scores, drop = {}, None
+    scores, drop, chance, right = {}, None, None, None
     if expected.labels is not None:
         scores = accuracy.score(
             outputs,
@@ -100,8 +104,13 @@ def prove(
         )
         primary = accuracy.primary_metric(expected.task, expected.problem)
         drop = expected.scores[primary] - scores[primary]
+        chance = accuracy.chance(expected.labels, expected.task, expected.problem)
+        if primary == "accuracy":
+            answers = accuracy.predict(outputs, expected.task, expected.problem)
+            right = _bits(answers == np.asarray(expected.labels))
     record = {
         "rows": len(encoded),
+        "rows_digest": rows.digest(),
         "agreement": accuracy.agreement(
             per_answer(outputs, encoded), expected.outputs, expected.task, expected.problem
         ),
@@ -112,8 +121,16 @@ def prove(
                 for each in variants
             },
         },
-        "metrics": {"original": dict(expected.scores), "file": scores, "drop": drop},
+        "metrics": {
+            "primary": accuracy.primary_metric(expected.task, expected.problem),
+            "original": dict(expected.scores),
+            "file": scores,
+            "drop": drop,
+            "chance": chance,
+        },
+        "right": right,
         "dtype_bytes": contents.bytes_per_dtype(),
+        "static": static_figures(artifact.path, middle_length(encoded)).to_json(),
         "load_seconds": measured["load_seconds"],
         "first_run_seconds": measured["first_run_seconds"],
         "latency": summarize(measured["passes"]["latency"]).to_json(),
@@ -139,6 +156,10 @@ def per_answer(outputs: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArra
         for row, starts in zip(outputs, encoded.word_starts, strict=True)
     ]
     return np.concatenate(words)
+
+
+def _bits(flags: npt.NDArray[np.bool_]) -> str:
+    return base64.b64encode(np.packbits(flags).tobytes()).decode()
 
 
 def _variants(artifact: Artifact, sample: Encoded) -> list[Pass]:

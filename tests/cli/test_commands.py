@@ -42,6 +42,7 @@ def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
         "build",
         "verify",
         "bench",
+        "gate",
         "inspect",
         "diff",
         "analyze",
