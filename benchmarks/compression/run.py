@@ -28,8 +28,14 @@ ROWS: dict[str, tuple[str, ...]] = {
         "trim-vocabulary:common=4000",
         "sparsify:sparsity=0.85,epochs=6,learning-rate=0.0002,max-minutes={minutes}",
     ),
+    "contrastive": (
+        "prune-contrastive:ratio=0.5,step=0.25,epochs=2,learning-rate=0.0002,max-minutes={minutes}",
+    ),
     "accuracy-driven": ("prune-accuracy-driven",),
-    "half-channels": ("prune-channels:ratio=0.5", _RECOVERY),  # see mnist.py
+    "half-channels": (  # of a CNN: see mnist.py
+        "prune-channels:ratio=0.5,importance=taylor",
+        "distill:epochs=4,batch=64,learning-rate=0.003,max-minutes={minutes}",
+    ),
     "factorize-IV": (
         "factorize:method=IV,rank=192,bank=36",
         "distill:epochs=6,learning-rate=0.0005,max-minutes={minutes}",
