@@ -74,7 +74,7 @@ def contrast(
 
     z = F.normalize(states, dim=-1)
     others, whose = bank.candidates(rows)
-    found = torch.cat([z.detach(), others])
+    found = torch.cat([z, others]).detach()
     whose = torch.cat([rows, whose])
     scores = z @ found.T / _TEMPERATURE
     itself = torch.zeros_like(scores, dtype=torch.bool)
