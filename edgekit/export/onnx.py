@@ -79,6 +79,7 @@ def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
     if beside is not None:
         _write(without_marks(proto), beside / _FILE, "fp32")
     quantize_static(proto, grids(found), tables(found))
+    _store_once(proto.graph)  # scales and integers of tied layers are the same
     if model.quantized is not None and model.quantized.float_layers:
         from edgekit.export.onnx_weights import quantize_weights
 
