@@ -177,6 +177,7 @@ def test_the_model_that_came_in_is_as_it_was(whole: Done, tmp_path: Path) -> Non
         assert torch.equal(one, two), name
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_second_training_changes_nothing(whole: Done, tmp_path: Path) -> None:
     model, expected = whole.model, whole.after
 
