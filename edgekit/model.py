@@ -296,7 +296,9 @@ def _original_forward(model: Model, inputs: "dict[str, torch.Tensor]") -> "torch
     if model.task != "sentence-embedding":
         logits: torch.Tensor = outputs.logits
         return logits
-    return torch.nn.functional.normalize(outputs.last_hidden_state.mean(1), dim=-1)
+    mean = outputs.last_hidden_state.mean(1)
+    projection = structure.projection(model.module)
+    return torch.nn.functional.normalize(projection(mean) if projection else mean, dim=-1)
 
 
 def _read_quantized(record: dict[str, Any]) -> Quantized | None:

@@ -37,6 +37,7 @@ _BUILT_IN = {
     "postprocess": "edgekit.steps.postprocess:Postprocess",
     "prune-accuracy-driven": "edgekit.steps.prune.accuracy_driven:PruneAccuracyDriven",
     "prune-channels": "edgekit.steps.prune.channels:PruneChannels",
+    "prune-contrastive": "edgekit.steps.prune.contrastive:PruneContrastive",
     "prune-ffn": "edgekit.steps.prune.ffn:PruneFfn",
     "prune-heads": "edgekit.steps.prune.heads:PruneHeads",
     "prune-neurons": "edgekit.steps.prune.neurons:PruneNeurons",

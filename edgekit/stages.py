@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgekit import __version__
-from edgekit.artifact import STATIC, Artifact, Format, sha256
+from edgekit.artifact import STATIC, Artifact, Format
 from edgekit.budget import Verdict
+from edgekit.data import identify_data
 from edgekit.errors import ProofError
 from edgekit.events import Event, Sink
 from edgekit.plan.propose import Plan
@@ -503,11 +504,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _step_fields(spec: StepSpec) -> dict[str, Any]:
-    """What decides a step's outcome: its options, and the content of files that they name."""
+    """What decides a step's outcome: its options, and the content of what they name."""
     files = {
-        name: sha256(value)
+        name: identify_data(str(value))
         for name, value in spec.options().items()
-        if isinstance(value, Path) and value.is_file()
+        if isinstance(value, Path) and value.exists()
     }
     return {**spec.to_json(), "files": files}
 

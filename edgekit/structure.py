@@ -10,6 +10,9 @@ A pruned model has other widths in each, and so its config has one key more, ``e
   ``Threshold`` that nothing reaches: it has no weights and gives zeros of its input's shape, so
   that transformers' own forward adds nothing to the state. The clean forward skips the block.
 
+A sentence embedding may have one part more, ``projection``: a Linear behind the mean of its states,
+which the mean goes through before its length is made 1.
+
 All else is as transformers has it: fewer layers are fewer ``num_hidden_layers``, fewer tokens a
 smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/steps.md):
 
@@ -26,7 +29,7 @@ smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 KEY = "edgekit"
+_PROJECTION = "projection"
 
 
 def record(module: Any) -> dict[str, Any] | None:
@@ -49,7 +53,7 @@ def record(module: Any) -> dict[str, Any] | None:
     shapes = {}
     for name, tensor in module.state_dict().items():
         made = factored.inside(name, products)
-        if name not in plain and not made and not _inside(name, tied):
+        if name not in plain and not made and not _inside(name, (*tied, _PROJECTION)):
             raise ModelError(f"{name} is no part of this model's family, and cannot be saved")
         if (made or tuple(tensor.shape) != plain.get(name)) and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
@@ -94,6 +98,8 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
         module.set_submodule(name, absent_part())
     for name, of in differs["tied"].items():
         module.set_submodule(name, module.get_submodule(of))
+    if f"{_PROJECTION}.weight" in differs["shapes"]:
+        project(module, *differs["shapes"][f"{_PROJECTION}.weight"])
     if "factored" in differs:
         factored.install(module, differs["factored"], differs["shapes"])
     if tensors is None:
@@ -136,6 +142,21 @@ def place(module: Any, name: str, tensor: Tensor) -> None:
     setattr(owner, last, nn.Parameter(value, requires_grad=not frozen))
     if last == "weight":
         _fit(owner)
+
+
+def project(module: Any, outputs: int, inputs: int) -> nn.Linear:
+    """Give an encoder a projection, whose weights are on the meta device."""
+    from torch import nn
+
+    made = nn.Linear(inputs, outputs, device="meta")
+    module.add_module(_PROJECTION, made)
+    return made
+
+
+def projection(module: Any) -> nn.Linear | None:
+    """What the mean of an encoder's states goes through, if anything."""
+    found: nn.Linear | None = getattr(module, _PROJECTION, None)
+    return found
 
 
 def absent_part() -> nn.Module:
@@ -193,5 +214,5 @@ def _tied(module: Any) -> dict[str, str]:
     return tied
 
 
-def _inside(name: str, modules: Mapping[str, str]) -> bool:
+def _inside(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)

@@ -6,7 +6,7 @@
 Each row is `edgekit build` with these steps, in int8-dynamic, as ``benchmarks/quantization/run.py``
 does it: bytes, peak memory and accuracy of the file, and its time beside that of the whole model's
 int8 file, one thread, both in turns in one process. ``--only NAME`` takes some of the rows;
-``--format`` and ``--no-times`` as there.
+``--minutes`` is the longest that a row may learn; ``--format`` and ``--no-times`` as there.
 """
 
 import argparse
@@ -15,23 +15,30 @@ import sys
 from pathlib import Path
 
 _RUN = Path(__file__).parents[1] / "quantization" / "run.py"
-_RECOVERY = "distill:epochs=4,learning-rate=0.0002,max-minutes=9"
-# By name, what --step is given.
+# By name, what --step is given; ``{minutes}`` is what --minutes says.
+_RECOVERY = "distill:epochs=4,learning-rate=0.0002,max-minutes={minutes}"
 ROWS: dict[str, tuple[str, ...]] = {
     "whole": (),
     "drop-2": ("drop-layers:count=2,strategy=odd", _RECOVERY),
     "drop-3": ("drop-layers:count=3,strategy=odd", _RECOVERY),
     "half-heads-and-ffn": ("prune-heads:ratio=0.5", "prune-ffn:ratio=0.5", _RECOVERY),
     "embedding-128": ("factorize-embedding:rank=128", _RECOVERY),
-    "accuracy-driven": ("prune-accuracy-driven",),
     "vocabulary": ("trim-vocabulary:common=4000",),
     "sparse-85": (
-        "sparsify:sparsity=0.85,epochs=4,learning-rate=0.0002,max-minutes=9",
-        "distill:epochs=1,learning-rate=0.0001,keep-zeros=true,max-minutes=3",
+        "trim-vocabulary:common=4000",
+        "sparsify:sparsity=0.85,epochs=6,learning-rate=0.0002,max-minutes={minutes}",
+    ),
+    "contrastive": (
+        "prune-contrastive:ratio=0.5,step=0.25,epochs=2,learning-rate=0.0002,max-minutes={minutes}",
+    ),
+    "accuracy-driven": ("prune-accuracy-driven",),
+    "half-channels": (  # of a CNN: see mnist.py
+        "prune-channels:ratio=0.5,importance=taylor",
+        "distill:epochs=4,batch=64,learning-rate=0.003,max-minutes={minutes}",
     ),
     "factorize-IV": (
         "factorize:method=IV,rank=192,bank=36",
-        "distill:epochs=6,learning-rate=0.0005,max-minutes=10",
+        "distill:epochs=6,learning-rate=0.0005,max-minutes={minutes}",
     ),
 }
 
@@ -39,11 +46,13 @@ ROWS: dict[str, tuple[str, ...]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=ROWS, help="a row; repeatable")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of training, for each row")
     parser.add_argument("--record", default="results.json", help="a file beside this one")
     options, others = parser.parse_known_args()
     rows: list[str] = []
-    for name in options.only or ROWS:
-        rows += ["--row", "int8-dynamic", *ROWS[name]]
+    for name in options.only or [name for name in ROWS if name != "half-channels"]:
+        steps = [step.replace("{minutes}", f"{options.minutes:g}") for step in ROWS[name]]
+        rows += ["--row", "int8-dynamic", *steps]
     record = f"../{Path(__file__).parent.name}/{options.record}"
     sys.argv = [str(_RUN), *others, *rows, "--record", record]
     runpy.run_path(str(_RUN), run_name="__main__")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekit.architectures import Layer
-from edgekit.structure import is_absent
+from edgekit.structure import is_absent, projection
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -218,13 +218,15 @@ def mean_state(states: Tensor, attention_mask: Tensor) -> Tensor:
     return torch.matmul(weights[:, None, :], states)[:, 0]
 
 
-def mean_pool(states: Tensor, attention_mask: Tensor) -> Tensor:
+def _embed(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Tensor:
     """Unit vectors [B, D]: the mean state of the tokens that are no padding, normalized.
 
     Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
     # The mean before the norm: a sum's squares would leave the range of fp16.
     mean = mean_state(states, attention_mask)
+    if (projected := projection(forward.module)) is not None:
+        mean = projected(mean)
     return mean * torch.rsqrt((mean * mean).sum(-1, keepdim=True).clamp_min(1e-24))
 
 
@@ -239,10 +241,6 @@ def _classify_tokens(forward: ExportForward, states: Tensor, attention_mask: Ten
     module: Any = forward.module
     logits: Tensor = module.classifier(states)
     return logits
-
-
-def _embed(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Tensor:
-    return mean_pool(states, attention_mask)
 
 
 _FINISHES = {

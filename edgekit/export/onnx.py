@@ -75,11 +75,13 @@ def _static(model: Model, beside: Path | None) -> "onnx.ModelProto":
 
     found = marked(model, "int8-static", "onnx")
     proto = _trace(model, found.module)
+    _fold_transposes(proto.graph)
     _tidy(proto)
     _name_weights(proto.graph, found.module)
     if beside is not None:
         _write(without_marks(proto), beside / _FILE, "fp32")
     quantize_static(proto, grids(found), tables(found))
+    _store_once(proto.graph)  # scales and integers of tied layers are the same
     if model.quantized is not None and model.quantized.float_layers:
         from edgekit.export.onnx_weights import quantize_weights
 
@@ -202,6 +204,31 @@ def _store_once(graph: "onnx.GraphProto") -> None:
     del graph.initializer[:]
     graph.initializer.extend(initializers)
     _rename_uses(graph, names)
+
+
+def _fold_transposes(graph: "onnx.GraphProto") -> None:
+    """A transposed weight is a weight. torch folds those of one layer, not of several."""
+    import numpy as np
+    import onnx
+
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in held:
+            nodes.append(node)
+            continue
+        order = next((list(each.ints) for each in node.attribute if each.name == "perm"), None)
+        turned = onnx.numpy_helper.to_array(held[node.input[0]]).transpose(order)
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(turned), node.output[0])
+        )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in all_nodes(graph) for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _name_weights(graph: "onnx.GraphProto", forward: "nn.Module") -> None:

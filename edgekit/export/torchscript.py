@@ -9,6 +9,7 @@ Rules of the file:
    here loads with ``map_location="cuda"``.
 4. ``extra/edgekit.json`` in the archive names the inputs and outputs with dtypes and shapes.
 5. The same model gives the same bytes.
+6. A weight that several layers share is stored once.
 """
 
 import json
@@ -62,6 +63,7 @@ def export_torchscript(model: Model, out: Path, *, scheme: Scheme) -> Artifact:
         for value, name in zip(graph.inputs(), model.inputs, strict=True):
             value.setDebugName(name)
         _follow_device(graph)
+        _store_once(graph)
         if scheme == "int8-dynamic":
             from edgekit.export.torchscript_int8 import quantize_weights
 
@@ -125,6 +127,21 @@ def _follow_device(graph: "Graph") -> None:
             device.insertBefore(node).output().setType(node.output().type())
             node.output().replaceAllUsesWith(device.output())
             node.destroy()
+
+
+def _store_once(graph: "Graph") -> None:
+    """Rule 6: freezing makes a constant of each use of a weight, and torch stores each."""
+    import torch
+
+    kept: dict[tuple[Any, ...], Any] = {}
+    for node in list(graph.nodes()):
+        tensor: Any = node.output().toIValue() if node.kind() == "prim::Constant" else None
+        if isinstance(tensor, torch.Tensor):
+            key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+            first = kept.setdefault(key, node)
+            if first is not node:
+                node.output().replaceAllUsesWith(first.output())
+                node.destroy()
 
 
 def _signature(

@@ -5,7 +5,9 @@ Rules, for a frozen graph:
 1. ``aten::linear`` with a constant weight becomes ``quantized::linear_dynamic``: int8 weight with
    a scale for each output; the input is quantized when the model runs, with one scale and zero
    point, to seven bits: eight overflow silently in torch's kernels on x86 without VNNI (of 64
-   ones times ones, 32.4 are left). torch stores 16 more bytes an output than others do.
+   ones times ones, 32.4 are left). torch stores 16 more bytes an output than others do. Its packed
+   form holds the bias too; a weight that meets several biases is packed without, and they are
+   added behind.
 2. ``aten::embedding`` and ``aten::slice`` of rows of a constant table: int8 table with a scale
    for each row; rows and scales are picked and multiplied. Tables below 1,024 values stay.
 3. Convolutions: int8 filter with a scale for each output channel, multiplied in front of the
@@ -13,7 +15,7 @@ Rules, for a frozen graph:
 4. All else (biases, norms, small tables) stays float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch._C import Graph, Node, Value
 
+_Key = tuple[Any, ...] | None
 _REDUCE_RANGE = True
 _SMALLEST_TABLE = 1024
 _CONVOLUTIONS = ("aten::_convolution", "aten::conv1d", "aten::conv2d", "aten::conv3d")
@@ -34,7 +37,7 @@ def quantize_weights(graph: "Graph") -> None:
     """Rewrite a frozen ``graph`` in place by the rules above."""
     import torch
 
-    rewriting = _Rewriting(graph)
+    rewriting = _Rewriting(graph, _biases(graph))
     for node in list(graph.nodes()):
         kind = node.kind()
         if kind == "aten::linear":
@@ -50,11 +53,13 @@ def quantize_weights(graph: "Graph") -> None:
 class _Rewriting:
     """A graph while it is being rewritten.
 
-    made: the int8 form of each weight by use and address, so that layers that share a weight
-    still share it. (An address is its weight's alone: the graph holds them all to the end.)
+    biases: of each weight that linears read, their biases. made: the int8 form of each weight by
+    use and address, so that layers that share a weight still share it. (An address is its
+    weight's alone: the graph holds them all to the end.)
     """
 
     graph: "Graph"
+    biases: "Mapping[_Key, set[_Key]]"
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def linear(self, node: "Node") -> None:
@@ -64,9 +69,14 @@ class _Rewriting:
         if matrix is None:
             return
         addend: Any = bias.toIValue()
-        packed = self._once(lambda: _pack(matrix, addend), matrix, addend)
+        behind = addend is not None and len(self.biases[_key(matrix)]) > 1
+        inside = None if behind else addend
+        packed = self._once(lambda: _pack(matrix, inside), matrix, inside)
         inputs = [state, self._constant(node, packed), self._constant(node, _REDUCE_RANGE)]
-        _replace(node, self._insert(node, "quantized::linear_dynamic", inputs))
+        product = self._insert(node, "quantized::linear_dynamic", inputs)
+        if behind:
+            product = self._insert(node, "aten::add", [product, bias, self._constant(node, 1)])
+        _replace(node, product)
 
     def rows(self, node: "Node") -> None:
         """Rule 2."""
@@ -94,7 +104,7 @@ class _Rewriting:
         _replace(node, self._insert(node, node.kind(), [state, widened, *rest]))
 
     def _once(self, make: Callable[[], Any], *of: "torch.Tensor | None") -> Any:
-        key = tuple((t.data_ptr(), t.shape, t.stride()) for t in of if t is not None)
+        key = tuple(map(_key, of))
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
@@ -108,6 +118,21 @@ class _Rewriting:
     def _insert(self, before: "Node", kind: str, inputs: "Sequence[Value]") -> "Value":
         node = self.graph.create(kind, list(inputs), 1)
         return node.insertBefore(before).output()
+
+
+def _key(tensor: "torch.Tensor | None") -> _Key:
+    """The same for the same constant."""
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def _biases(graph: "Graph") -> "dict[_Key, set[_Key]]":
+    found: dict[_Key, set[_Key]] = {}
+    for node in graph.nodes():
+        if node.kind() == "aten::linear":
+            _, weight, bias = node.inputs()
+            addend: Any = bias.toIValue()
+            found.setdefault(_key(_float_constant(weight)), set()).add(_key(addend))
+    return found
 
 
 def _pack(matrix: "torch.Tensor", bias: "torch.Tensor | None") -> Any:

@@ -13,8 +13,10 @@ Rules:
    representation, W (M (x - m)) + b, and ships as one layer: W M and b - W M m. A sentence
    embedding has z-score and min-max folded into the gain and bias of its last norm: the mean of
    changed states is the changed mean.
-5. ``unit-length`` is no affine map, so that a classifier cannot have it; a sentence embedding
-   has it already. No norm can hold ``all-but-the-top``, and no layer follows an embedding.
+5. ``all-but-the-top`` of a sentence embedding is a Linear more, behind the mean of its states
+   (``structure``): no norm can hold it. Whatever is standardised must come before it.
+6. ``unit-length`` is no affine map, so that a classifier cannot have it; a sentence embedding
+   has it already.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 
 from edgekit.errors import RecipeError
 from edgekit.steps.needs import need_float, need_labels, need_rows
+from edgekit.structure import project, projection, sharing_copy
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -69,27 +72,26 @@ class Postprocess:
         head = model.architecture.task_head(model.module, model.task)
         need_rows("postprocess", context)
         if head is None:
-            if self.kind == "all-but-the-top":
+            if projection(model.module) is not None:
                 raise RecipeError(
-                    "postprocess: no layer follows a sentence embedding that could hold "
-                    "all-but-the-top; choose z-score or min-max"
+                    "postprocess: all-but-the-top was done to this embedding already, and is the "
+                    "last that can be; leave the step out"
                 )
-            _last_norm(model)
+            if self.kind == "all-but-the-top":
+                self._check_components(_width(model))
+            else:
+                _last_norm(model)
             return
         if self.kind == "unit-length":
             raise RecipeError(
                 "postprocess: unit-length cannot be folded into a classifier; choose another kind"
             )
-        width = head.classifier.weight.shape[1]
-        if self.components is not None and not 1 <= self.components < width:
-            raise RecipeError(
-                f"postprocess: components must be from 1 to {width - 1}, is {self.components}"
-            )
+        self._check_components(head.classifier.weight.shape[1])
         need_labels("postprocess", context)
 
     def apply(self, model: Model, context: Context) -> Model:
         if context.folder is None:
-            return model
+            return self._outline(model)
         if self.kind == "unit-length":
             note = "postprocess: the vectors have length 1 already"
             return replace(model, lineage=(*model.lineage, note))
@@ -99,18 +101,38 @@ class Postprocess:
         return self._classifier(model, context)
 
     def ensures(self, before: Model, after: Model) -> None:
-        shapes = {name: t.shape for name, t in before.module.state_dict().items()}
+        shapes = {name: t.shape for name, t in self._outline(before).module.state_dict().items()}
         if shapes != {name: t.shape for name, t in after.module.state_dict().items()}:
             raise RecipeError("postprocess: changed a shape; this is a bug of edgekit")
 
+    def _check_components(self, width: int) -> None:
+        if self.components is not None and not 1 <= self.components < width:
+            raise RecipeError(
+                f"postprocess: components must be from 1 to {width - 1}, is {self.components}"
+            )
+
+    def _outline(self, model: Model) -> Model:
+        """The shapes that come of it."""
+        assert model.architecture is not None
+        head = model.architecture.task_head(model.module, model.task)
+        if head is not None or self.kind != "all-but-the-top":
+            return model
+        changed = replace(model, module=sharing_copy(model.module))
+        project(changed.module, _width(model), _width(model))
+        return changed
+
     def _embedding(self, model: Model, context: Context) -> Model:
         from edgekit.steps.probe import representation
-        from edgekit.structure import sharing_copy
         from edgekit.workbench import encode
 
         assert context.rows is not None
         states = representation(model, encode(model, context.rows))
         map_ = self._map(states)
+        if self.kind == "all-but-the-top":
+            changed = self._outline(model)
+            put(map_, projection(changed.module))
+            note = f"postprocess: {self.kind} of {len(states)} training rows, behind the mean"
+            return model.with_module(changed.module, note)
         changed = replace(model, module=sharing_copy(model.module))
         norm = _last_norm(changed)
         gain, bias = (t.detach().double().numpy() for t in (norm.weight, norm.bias))
@@ -121,7 +143,6 @@ class Postprocess:
     def _classifier(self, model: Model, context: Context) -> Model:
         from edgekit.steps.heldout import metric_of, quality, set_aside
         from edgekit.steps.probe import fit_classifier, gold, representation
-        from edgekit.structure import sharing_copy
         from edgekit.workbench import encode
 
         assert context.rows is not None and model.architecture is not None
@@ -178,6 +199,17 @@ def fold(map_: Affine, fitted: Linear, classifier: Any) -> None:
     weight = fitted.weight * map_.matrix if map_.matrix.ndim == 1 else fitted.weight @ map_.matrix
     classifier.weight = _parameter(weight)
     classifier.bias = _parameter(fitted.bias - weight @ map_.shift)
+
+
+def put(map_: Affine, linear: Any) -> None:
+    """Make ``linear`` [K, K] the map."""
+    linear.weight = _parameter(map_.matrix)
+    linear.bias = _parameter(-map_.matrix @ map_.shift)
+
+
+def _width(model: Model) -> int:
+    """Of the states that an encoder gives."""
+    return int(_module(model).config.hidden_size)
 
 
 def _last_norm(model: Model) -> Any:

@@ -78,7 +78,7 @@ class Amount:
                 f"{step}: {self.count // len(present)} cannot go from a layer of {min(present)}; "
                 "give a smaller count, or leave even out"
             )
-        if sum(map(len, self.choose(_alike(widths)))) == sum(present):
+        if sum(map(len, self.choose(alike(widths)))) == sum(present):
             raise RecipeError(
                 f"{step}: that rounds to nothing; give more, or a multiple below {self.multiple}"
             )
@@ -131,7 +131,7 @@ def require(
     """What both steps need. Raises RecipeError."""
     need_float(step, model)
     need_cuts(step, model, part)
-    amount.check(step, _widths(model, part))
+    amount.check(step, widths_of(model, part))
     need_data(step, by, model, context)
 
 
@@ -139,11 +139,11 @@ def prune(
     step: str, part: Part, amount: Amount, by: Importance, model: Model, context: Context
 ) -> Model:
     """The model without its least important heads or neurons."""
-    widths = _widths(model, part)
+    widths = widths_of(model, part)
     if context.folder is not None:
         found = importances(model, context, part, by)
     elif amount.threshold is None:
-        found = _alike(widths)
+        found = alike(widths)
     else:
         return model  # not known from shapes
     chosen = amount.choose(found)
@@ -163,17 +163,17 @@ def hold(step: str, part: Part, amount: Amount, before: Model, after: Model) -> 
     """Raise RecipeError unless as many went as shapes alone say."""
     if amount.threshold is not None:
         return
-    wanted = [len(each) for each in amount.choose(_alike(_widths(before, part)))]
-    if amount.blocks(wanted) != amount.blocks(_widths(after, part)):
+    wanted = [len(each) for each in amount.choose(alike(widths_of(before, part)))]
+    if amount.blocks(wanted) != amount.blocks(widths_of(after, part)):
         raise RecipeError(f"{step}: another number is left; this is a bug of edgekit")
 
 
-def _widths(model: Model, part: Part) -> list[int]:
+def widths_of(model: Model, part: Part) -> list[int]:
     layers = own_layers(model)
     return [layer.heads if part == "heads" else layer.neurons for layer in layers]
 
 
-def _alike(widths: Sequence[int]) -> list[Array]:
+def alike(widths: Sequence[int]) -> list[Array]:
     """Rule 4: importances that are the same in all layers of one width."""
     return [np.arange(width, 0, -1.0) for width in widths]
 

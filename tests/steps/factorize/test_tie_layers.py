@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -98,6 +99,18 @@ def one_copy_in_a_file(format: Any, folder: Path) -> None:
         )
         # Scales and packed forms are on top of the numbers themselves.
         assert whole - less >= 0.95 * 2 * layer * width
+
+
+@pytest.mark.slow
+def test_a_static_file_holds_one_copy_as_integers(tmp_path: Path) -> None:
+    """Layers that share a weight read it transposed, which torch does not fold if large."""
+    model = tied(model_of(tmp_path / "whole", depth=2, hidden_size=96))
+    static, _ = calibrated(model, model.preprocessor.encode(ROWS))  # type: ignore[union-attr]
+    file = export_artifact(static, tmp_path, "onnx", "int8-static")
+    matrices = [t for t in onnx.load(file.path).graph.initializer if len(t.dims) == 2]
+    assert {t.data_type for t in matrices} == {onnx.TensorProto.INT8}
+    names = [t.name for t in matrices if ".layer." in t.name]
+    assert len(names) == 6 and len({name.split(".layer.")[1][0] for name in names}) == 1
 
 
 def test_later_steps_take_it(tmp_path: Path) -> None:
