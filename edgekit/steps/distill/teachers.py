@@ -178,8 +178,7 @@ def answers(
         return found[0]
     if student.problem == "single-label" or student.task == "token-classification":
         return mean_answer(found, temperature)
-    mean: Array = np.mean(found, axis=0, dtype=np.float32)
-    return mean
+    return np.asarray(np.mean(found, axis=0, dtype=np.float32))
 
 
 def mean_answer(logits: Sequence[Array], temperature: float) -> Array:
