@@ -128,8 +128,8 @@ class Distill:
             lessons, told = list(PRESETS[self.preset]), f"distilled as {self.preset}"
         else:
             assert context.rows is not None
-            lesson, why = recovery(model, context.original, context.rows)
-            lessons, told = [lesson], f"distilled ({lesson} chosen, since {why})"
+            found, why = recovery(model, context.original, context.rows)
+            lessons, told = list(found), f"distilled ({why})"
         if self.labels:
             if self.losses is not None or not any("kl" in each.losses for each in lessons):
                 raise RecipeError(
