@@ -30,9 +30,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         "distill:losses=kl+hidden,epochs=10,learning-rate=0.0002,max-minutes=13",
     ),
     "narrow-192": (
-        "student:layers=4,hidden=192,ffn=512,heads=6",
+        "student:layers=4,hidden=192,ffn=512",
         "trim-vocabulary:common=5500",
-        "distill:preset=tinybert,epochs=40,learning-rate=0.001,max-minutes=13",
+        "distill:preset=tinybert,map=2-3-5-6,epochs=40,learning-rate=0.001,max-minutes=13",
     ),
 }
 

@@ -219,7 +219,7 @@ def _answers(teacher: Teacher, rows: Rows, chosen: Array, path: Path) -> Array:
     return outputs
 
 
-def need_aligned(step: str, student: Model, teacher: Model, rows: Rows) -> None:
+def need_aligned(step: str, student: Model, teacher: Model | FileModel, rows: Rows) -> None:
     """Raise RecipeError unless both split every row into the same tokens, by name."""
     from edgekit.preprocess import TextPreprocessor
     from edgekit.workbench import encode

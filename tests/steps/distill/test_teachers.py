@@ -82,6 +82,22 @@ def test_a_file_of_logits_has_a_row_for_each_training_row(student: Model, tmp_pa
     assert np.array_equal(found, logits[CHOSEN][:, [2, 0, 1]])
 
 
+@pytest.mark.slow
+def test_an_exported_file_teaches_what_it_answers(
+    student: Model, folder: Path, tmp_path: Path
+) -> None:
+    from edgekit.export import export_artifact
+
+    turned = load_model(identify(str(folder / "turned")))
+    artifact = export_artifact(turned, tmp_path, "onnx", "fp32")
+    with pytest.raises(RecipeError, match=r"no tokenizer.json beside it"):
+        find_teachers([artifact.path], student, None, ROWS, meta=True)
+    for name in ("tokenizer.json", "config.json"):
+        (artifact.path.parent / name).write_bytes((folder / "turned" / name).read_bytes())
+    found = _taught(student, tmp_path / "scratch", artifact.path)
+    assert found == pytest.approx(_outputs(folder / "turned")[:, [1, 2, 0]], abs=1e-4)
+
+
 def test_teachers_that_are_no_use(student: Model, folder: Path, tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
     np.save(tmp_path / "few.npy", chance.normal(size=(11, 3)))
