@@ -164,7 +164,8 @@ def kept_layers(init: str, count: int, depth: int) -> list[int]:
     try:
         pairs = layer_pairs(init, count, depth)
     except RecipeError as error:
-        raise RecipeError(str(error).replace("distill: map", "student: init", 1)) from None
+        said = str(error).replace("distill: map", "student: init", 1).replace("map=", "init=")
+        raise RecipeError(said) from None
     kept = [layer - 1 for _, layer in pairs]
     if sorted(set(kept)) != kept:
         raise RecipeError(f"student: init lists layers in order, each once, and {init} does not")

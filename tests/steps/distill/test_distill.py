@@ -90,6 +90,7 @@ def test_the_lineage_tells_the_metric_before_and_after(bert: Model, tmp_path: Pa
     right = np.mean([LABELS[a] == label for a, label in zip(answers, judged.labels or ())])
     assert len(judged) == 32
     assert "on 32 training rows set aside, accuracy" in made.lineage[-1]
+    assert "kl+hidden of each layer, since 2 of 4 layers are left" in made.lineage[-1]
     assert made.lineage[-1].endswith(f"{right:.2%} after")
 
 
