@@ -38,17 +38,6 @@ def _shallow(model: Model, folder: Path, options: str, seed: int = 0, count: int
     return apply_steps(steps, model, Context(_rows(model, count, 100 + seed), seed, folder))
 
 
-def _error(student: Model, original: Model) -> float:
-    """How far the student is from the original on texts that it never saw.
-
-    One is what always giving the mean answer is off by.
-    """
-    encoded = encode(original, _rows(original, 128, 7))
-    found, wanted = (reference_outputs(each, encoded) for each in (student, original))
-    found, wanted = (each - each.mean(-1, keepdims=True) for each in (found, wanted))
-    return float(np.sqrt(np.mean((found - wanted) ** 2)) / (wanted - wanted.mean(0)).std())
-
-
 @pytest.mark.slow
 def test_the_teacher_is_what_a_student_learns_by(bert: Model, tmp_path: Path) -> None:
     """Three arms from the same start over as many steps, three seeds: the teacher on all texts,
@@ -64,18 +53,27 @@ def test_the_teacher_is_what_a_student_learns_by(bert: Model, tmp_path: Path) ->
         np.save(turned, answers[np.random.default_rng(seed).permutation(len(answers))])
         # 36 of 40 rows are 2 batches, 288 of 320 are 9: as many steps in 4.5 times the epochs.
         for arm, known, options in (
-            ("teacher", unlabelled, "losses=kl+hidden,epochs=10"),
+            ("teacher", unlabelled, "losses=kl,epochs=10"),
             ("labels", rows.take(range(few)), "losses=labels,epochs=45"),
             ("permuted", unlabelled, f"losses=kl,teachers={turned},epochs=10"),
         ):
-            steps = ("student:layers=2", f"distill:{options},learning-rate=0.004")
+            steps = ("student:layers=2,init=bottom", f"distill:{options},learning-rate=0.004")
             context = Context(known, seed, tmp_path / f"{arm}{seed}")
             made = apply_steps([parse_step(step).step for step in steps], bert, context)
             assert " 90 steps of " in " " + made.lineage[-1].partition(": ")[2], made.lineage
-            arms[arm].append(_error(made, bert))
+            arms[arm].append(_agreement(made, bert))
     means = {arm: float(np.mean(errors)) for arm, errors in arms.items()}
-    assert means["teacher"] < 0.8 * means["labels"], means
-    assert means["teacher"] < 0.8 * means["permuted"], means
+    assert means["teacher"] > means["labels"] + 0.1, means
+    assert means["labels"] > means["permuted"] - 0.05, means
+    assert means["teacher"] > means["permuted"] + 0.1, means
+
+
+def _agreement(student: Model, original: Model) -> float:
+    """How often both like the same class better than on average, on texts that nobody learned."""
+    encoded = encode(original, _rows(original, 512, 7))
+    answers = [reference_outputs(each, encoded) for each in (student, original)]
+    mine, theirs = ((each - each.mean(0)).argmax(-1) for each in answers)
+    return float(np.mean(mine == theirs))
 
 
 def _none() -> Context:
