@@ -31,6 +31,8 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     if isinstance(work.outline, FileModel):
         _check_file(work.outline, work.settings, targets)
     _check_ends(work.outline, targets)
+    if work.settings.unlabeled and not work.settings.steps:
+        raise UsageError("--unlabeled is for steps that learn; add --step distill, or leave it out")
     limit = work.settings.budget.size
     notes = [*work.outline.lineage, *work.data.notes]
     if work.data.eval is None:
