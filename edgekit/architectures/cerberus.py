@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 # Families whose layers run one after the other, and know of nothing but states and mask.
 BODIES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu, "relu": torch.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+}
 
 
 class CerberusConfig(PretrainedConfig):
@@ -85,7 +89,7 @@ class CerberusForSequenceClassification(PreTrainedModel):
         self.heads = nn.ModuleList(
             CerberusHead(family.hidden_size, config.num_labels) for _ in range(config.heads)
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def head_logits(self, **inputs: Any) -> Tensor:
         """[B, k, C]: each head by transformers' own forward, body and all."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.errors import RecipeError
 from edgekit.preprocess import TextPreprocessor
 
 if TYPE_CHECKING:
@@ -144,16 +143,19 @@ def guesses(
     """For each span of each text the 15 likeliest whole words in its place, the likeliest first.
 
     guesser: a masked language model, whose module gives ``logits`` [B, L, V]. None for a span that
-    is not one of its tokens. Each word is masked alone. Raises RecipeError without a mask token.
+    is not one of its tokens. Each word is masked alone. Raises
+    RecipeError without a mask token.
     """
     import torch
     from tokenizers import Tokenizer
+
+    from edgekit.steps.distill.masked import Mask
 
     preprocessor = guesser.preprocessor
     assert isinstance(preprocessor, TextPreprocessor)
     tokenizer = Tokenizer.from_str(preprocessor.tokenizer_json)
     tokenizer.enable_truncation(preprocessor.max_length)
-    mask = _mask_id(tokenizer)
+    mask = Mask(guesser).mask
     words = whole_words(tokenizer)
     offered = torch.tensor(sorted(words))
     encodings = tokenizer.encode_batch(list(texts))
@@ -176,17 +178,6 @@ def guesses(
             found[text][place] = tuple(words[number] for number in chosen)
         on_progress(start / len(asked), f"guessing words: {start:,} of {len(asked):,}")
     return found
-
-
-def _mask_id(tokenizer: Tokenizer) -> int:
-    for name in ("[MASK]", "<mask>"):
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return int(found)
-    raise RecipeError(
-        "augment-with: its tokenizer has no mask token ([MASK] or <mask>); name the checkpoint of "
-        "a masked language model, or leave the option out"
-    )
 
 
 def _only_token(encoding: Any, span: tuple[int, int]) -> list[int]:
