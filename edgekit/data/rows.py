@@ -83,7 +83,11 @@ def together(first: Rows, second: Rows) -> Rows:
     arrays = None
     if first.arrays is not None and second.arrays is not None:
         others = second.arrays
-        arrays = {n: np.concatenate([array, others[n]]) for n, array in first.arrays.items()}
+        arrays = {
+            name: np.concatenate([array, others[name]])
+            for name, array in first.arrays.items()
+            if name in others
+        }
     return Rows(
         texts=both("texts"),
         pairs=both("pairs"),

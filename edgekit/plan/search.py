@@ -71,7 +71,7 @@ class Draft:
 
 
 def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ...]) -> Draft:
-    context = Context(work.data.train, work.settings.seed)
+    context = Context(work.data.train, work.settings.seed, unlabeled=work.data.unlabeled)
     model = work.outline
     if not isinstance(model, FileModel):
         if steps and model.architecture is None:

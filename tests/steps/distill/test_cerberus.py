@@ -106,7 +106,6 @@ def test_heads_read_the_same_states_of_a_body_that_runs_once(bert: Model) -> Non
     ran: list[int] = []
     read: list[torch.Tensor] = []
 
-
     def watch(place: int, part: Any) -> None:
         def see(_: Any, given: tuple[torch.Tensor, ...]) -> None:
             ran.append(place)
@@ -177,6 +176,19 @@ def test_other_families_are_bodies_too(tmp_path: Path, family: str) -> None:
     assert clean == pytest.approx(answers, abs=1e-5)
 
 
+def test_a_pruned_body_is_saved_with_its_shapes(bert: Model, tmp_path: Path) -> None:
+    pruned = apply_steps(
+        [parse_step("prune-ffn:ratio=0.5,importance=magnitude").step], bert, Context(ROWS, 0, tmp_path)
+    )
+    made = several(pruned)
+    save_model(made, tmp_path / "made")
+    again = load_model(identify(str(tmp_path / "made")))
+    encoded = encode(made, ROWS)
+    assert reference_outputs(again, encoded) == pytest.approx(
+        reference_outputs(made, encoded), abs=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -214,7 +226,7 @@ def test_its_layers_are_no_stack_to_cut_or_tie(bert: Model) -> None:
     for step in (
         "drop-layers:count=1",
         "tie-layers",
-        "prune-heads:share=0.5",
+        "prune-heads:ratio=0.5",
         "cerberus:teachers=x",
     ):
         with pytest.raises(RecipeError, match=r"side by side|no stack of layers"):
