@@ -8,10 +8,11 @@ answers alone (kl), from the same start:
 - ``few``: ``--labelled`` of the training rows, drawn by the seed;
 - ``pool``: beside them ``--pool`` of the other training rows, whose labels are not read;
 - ``file``: beside them ``--pool`` texts of ``--unlabeled``, of another domain or none;
-- ``augmented``: beside them ``--copies`` copies of each, with words replaced.
+- ``augmented``: beside them ``--copies`` copies of each, with words replaced;
+- ``checkpoint``: the teacher itself.
 
-Recorded is the accuracy of the student on the eval rows, in float32, and of the checkpoint; and
-CPU seconds. Rows are written to ``unlabeled.json`` one by one, so that ``--only`` adds to it.
+Recorded are the accuracy on the eval rows, in float32, and CPU seconds. Rows are written to
+``unlabeled.json`` one by one, so that ``--only`` adds to it.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from edgekit.store import versions
 from edgekit.workbench import answers_of, encode
 
 _HERE = Path(__file__).parent
-_ROWS = ("few", "pool", "file", "augmented")
+_ROWS = ("few", "augmented", "pool", "file", "checkpoint")
 
 
 def main() -> None:
@@ -69,10 +70,11 @@ def main() -> None:
     for name in given.only or _ROWS:
         if name == "file" and data.unlabeled is None:
             continue
-        found = _row(name, model, data.train, data.eval, data.unlabeled, given)
+        if name == "checkpoint":
+            found = {"accuracy": _accuracy(model, data.eval)}
+        else:
+            found = _row(name, model, data.train, data.eval, data.unlabeled, given)
         record[name] = found
-        if "checkpoint" not in record:
-            record["checkpoint"] = {"accuracy": _accuracy(model, data.eval)}
         record["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": 1}
         record["versions"] = versions()
         path.write_text(json.dumps(record, indent=1) + "\n")
