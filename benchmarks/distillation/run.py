@@ -3,7 +3,7 @@
     python benchmarks/distillation/run.py CHECKPOINT TRAIN EVAL --text text --label category \\
         --only layers-3
 
-Each row is an `edgekit build` with these steps, in int8-dynamic, as ``benchmarks/quantization/run.py``
+Each row is an `edgekit build` with these steps, in int8-dynamic, as ``quantization/run.py``
 does it: bytes, peak memory and accuracy of the file, and its time beside that of the whole model's
 files, one thread, both in turns in one process. A row is written to a record of its own
 (``rows/NAME.json``), and all of them are merged into ``banking77.json``; ``--merge`` does that
@@ -30,9 +30,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         "distill:losses=kl+hidden,epochs=10,learning-rate=0.0002,max-minutes=13",
     ),
     "narrow-192": (
-        "student:layers=4,hidden=192,ffn=512,heads=6",
+        "student:layers=4,hidden=192,ffn=512",
         "trim-vocabulary:common=5500",
-        "distill:preset=tinybert,epochs=40,learning-rate=0.001,max-minutes=13",
+        "distill:preset=tinybert,map=2-3-5-6,epochs=40,learning-rate=0.001,max-minutes=13",
     ),
 }
 

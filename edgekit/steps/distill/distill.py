@@ -138,8 +138,8 @@ class Distill:
             lessons, told = list(PRESETS[self.preset]), f"distilled as {self.preset}"
         else:
             assert context.rows is not None
-            lesson, why = recovery(model, context.original, context.rows)
-            lessons, told = [lesson], f"distilled ({lesson} chosen, since {why})"
+            found, why = recovery(model, context.original, context.rows)
+            lessons, told = list(found), f"distilled ({why})"
         if self.labels:
             if self.losses is not None or not any("kl" in each.losses for each in lessons):
                 raise RecipeError(
@@ -213,8 +213,14 @@ def _check(lesson: Lesson, model: Model, teachers: Sequence[Teacher], rows: Rows
         need_inside("distill", "the student", model)
         need_inside("distill", "the teacher", original)
         need_aligned("distill", model, original, rows)
-    elif model.task == "token-classification" and original is not None:
-        need_aligned("distill", model, original, rows)
+    elif model.task == "token-classification":
+        for teacher in teachers:
+            if teacher.model is None:
+                raise RecipeError(
+                    f"distill: {teacher.name} has one answer a row, and this student answers for "
+                    "each token; name a checkpoint"
+                )
+            need_aligned("distill", model, teacher.model, rows)
     if lesson.looks_inside:
         assert original is not None
         pairs = layer_pairs(lesson.map, depth_of(model), depth_of(original))

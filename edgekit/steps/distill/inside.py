@@ -28,6 +28,7 @@ from edgekit.errors import RecipeError
 from edgekit.steps.distill.lessons import View
 
 if TYPE_CHECKING:
+    from edgekit.architectures import Layer
     from edgekit.examples import Batch
     from edgekit.model import Model
     from edgekit.preprocess import Array, Encoded
@@ -232,19 +233,30 @@ def depth_of(model: Model) -> int:
 
 def heads_of(model: Model, layer: int) -> int:
     """The heads of a layer, from 1; 0 where its attention is gone."""
-    assert model.architecture is not None and model.architecture.layers is not None
-    encoder: Any = model.module.base_model
-    return model.architecture.layers(encoder)[layer - 1].heads
+    return _numbers(model, layer) // _layer(model, layer).head_width
 
 
 def width_of(model: Model, view: View) -> int:
     """The size of a view's states."""
     kind, number = view
+    if kind in ("query", "key", "value"):
+        return _numbers(model, number)
+    norm: Any = _layer(model, max(1, number)).output_norm
+    return int(norm.weight.shape[0])
+
+
+def _layer(model: Model, number: int) -> Layer:
     assert model.architecture is not None and model.architecture.layers is not None
     encoder: Any = model.module.base_model
-    layers = model.architecture.layers(encoder)
-    layer = layers[max(0, number - 1)]
-    if kind in ("embeddings", "hidden"):
-        norm: Any = layer.output_norm
-        return int(norm.weight.shape[0])
-    return layer.heads * layer.head_width
+    return model.architecture.layers(encoder)[number - 1]
+
+
+def _numbers(model: Model, layer: int) -> int:
+    """How many numbers a layer's queries have, be they a Linear's or a product of factors."""
+    from edgekit.factored import Factored
+    from edgekit.structure import is_absent
+
+    query: Any = _layer(model, layer).query
+    if is_absent(query):
+        return 0
+    return int((query.product() if isinstance(query, Factored) else query.weight).shape[0])

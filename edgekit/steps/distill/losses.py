@@ -52,7 +52,8 @@ def label_cross_entropy(student: "torch.Tensor", labels: "torch.Tensor") -> "tor
 
     known = labels != IGNORED
     total = cross_entropy(student[known].float(), labels[known], reduction="sum")
-    return total / max(1, int(known.sum()))
+    mean: torch.Tensor = total / max(1, int(known.sum()))
+    return mean
 
 
 def state_error(
@@ -76,10 +77,11 @@ def cosine_distance(
     Zero when they are equal up to a positive scale. Sanh et al. 2019, DistilBERT, arXiv
     1910.01108, section 3.
     """
-    from torch.nn.functional import cosine_similarity
+    from torch.nn.functional import normalize
 
-    student, teacher = student[mask != 0].float(), teacher[mask != 0].float()
-    return (1 - cosine_similarity(student, teacher, dim=-1)).sum() / max(1, len(student))
+    # Half the squared distance of the directions: 1 - cos itself leaves 4e-8 of equal states.
+    given, wanted = normalize(student[mask != 0].float()), normalize(teacher[mask != 0].float())
+    return (given - wanted).square().sum() / max(1, 2 * len(given))
 
 
 def attention_scores(
@@ -98,7 +100,7 @@ def attention_scores(
     shape = (batch, length, heads, width)
     q = query.reshape(shape).transpose(1, 2)
     k = key.reshape(shape).permute(0, 2, 3, 1)
-    scores = (q @ k) * width**-0.5
+    scores: torch.Tensor = (q @ k) * width**-0.5
     return scores if bias is None else scores + bias
 
 

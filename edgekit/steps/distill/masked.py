@@ -98,7 +98,9 @@ def guessing(student: Model, teacher: Model, seed: int) -> Guessing:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             try:
-                made: Any = transformers.AutoModelForMaskedLM.from_config(encoder.config)
+                made: Any = transformers.AutoModelForMaskedLM.from_config(
+                    encoder.config, attn_implementation="eager"
+                )
             except ValueError:
                 raise RecipeError(
                     f"distill: a {encoder.config.model_type} has no head for masked words; leave "

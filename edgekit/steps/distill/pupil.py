@@ -172,8 +172,8 @@ def _answer_loss(
     assert wanted is not None
     if name in ("mlm-kl", "masked-kl"):
         assert guessed is not None
-        mask = _mask(batch) if name == "mlm-kl" else guessed != IGNORED
-        return losses.soft_cross_entropy(answer, wanted, lesson.temperature, mask)
+        asked = _mask(batch) if name == "mlm-kl" else guessed != IGNORED
+        return losses.soft_cross_entropy(answer, wanted, lesson.temperature, asked)
     mask = batch.mask if student.task == "token-classification" else None
     if name == "kl" and classifies(student):
         return losses.soft_cross_entropy(answer, wanted, lesson.temperature, mask)

@@ -142,6 +142,7 @@ class Student:
         whole: Any = model.module
         device = next(whole.parameters()).device
         config = self._config(model)
+        config._attn_implementation = "eager"
         with quiet(), torch.random.fork_rng(), device:
             torch.manual_seed(seed)
             made = type(whole)(config)

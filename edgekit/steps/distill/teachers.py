@@ -178,8 +178,7 @@ def answers(
         return found[0]
     if student.problem == "single-label" or student.task == "token-classification":
         return mean_answer(found, temperature)
-    mean: Array = np.mean(found, axis=0, dtype=np.float32)
-    return mean
+    return np.asarray(np.mean(found, axis=0, dtype=np.float32))
 
 
 def mean_answer(logits: Sequence[Array], temperature: float) -> Array:
@@ -226,7 +225,7 @@ def _answers(teacher: Teacher, rows: Rows, chosen: Array, path: Path) -> Array:
     return outputs
 
 
-def need_aligned(step: str, student: Model, teacher: Model, rows: Rows) -> None:
+def need_aligned(step: str, student: Model, teacher: Model | FileModel, rows: Rows) -> None:
     """Raise RecipeError unless both split every row into the same tokens, by name."""
     from edgekit.preprocess import TextPreprocessor
     from edgekit.workbench import encode

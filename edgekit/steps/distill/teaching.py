@@ -163,11 +163,12 @@ def _train(
     beside = None
     if lesson.masks or lesson.looks_inside:
         beside = _beside(lesson, number, student, teachers, rows, context)
+        module = beside.pupil
     elif module is None:
         module = export_forward(student, learning=True)
     with watched(student, beside.views if beside else set()) as seen:
         return train(
-            beside.pupil if beside else module,
+            module,
             examples,
             lesson_loss(lesson, student, beside, seen),
             Training(
