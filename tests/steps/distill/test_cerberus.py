@@ -178,7 +178,9 @@ def test_other_families_are_bodies_too(tmp_path: Path, family: str) -> None:
 
 def test_a_pruned_body_is_saved_with_its_shapes(bert: Model, tmp_path: Path) -> None:
     pruned = apply_steps(
-        [parse_step("prune-ffn:ratio=0.5,importance=magnitude").step], bert, Context(ROWS, 0, tmp_path)
+        [parse_step("prune-ffn:ratio=0.5,importance=magnitude").step],
+        bert,
+        Context(ROWS, 0, tmp_path),
     )
     made = several(pruned)
     save_model(made, tmp_path / "made")
