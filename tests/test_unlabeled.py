@@ -62,8 +62,8 @@ def test_rows_of_the_eval_file_are_left_out_and_the_number_is_said(tmp_path: Pat
     data = load([first, second], train, evaluation)
     assert data.unlabeled is not None and data.unlabeled.texts == ("new", "newer")
     assert data.notes[-1] == (
-        "2 rows of --unlabeled for steps that learn; left out: 1 that stand in the eval rows, 2 "
-        "known otherwise"
+        "2 rows of --unlabeled for steps that learn; left out: 1 that stand in the eval rows, 2 in "
+        "the training rows or twice"
     )
 
 

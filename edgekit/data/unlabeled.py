@@ -29,7 +29,8 @@ def without_known(rows: Rows, train: Rows | None, eval: Rows | None) -> tuple[Ro
         )
     told = f"{len(kept):,} rows of --unlabeled for steps that learn"
     if leaked or twice:
-        told += f"; left out: {leaked:,} that stand in the eval rows, {twice:,} known otherwise"
+        told += f"; left out: {leaked:,} that stand in the eval rows, {twice:,} in the training "
+        told += "rows or twice"
     chosen = rows.take(kept)
     return Rows(chosen.texts, chosen.pairs, chosen.words, chosen.images, chosen.arrays), told
 

@@ -93,6 +93,7 @@ def test_the_file_is_the_same_whatever_the_eval_rows(tmp_path: Path) -> None:
             eval=evaluation,
             unlabeled=[pool],
             target="linux-x86_64",
+            scheme="fp32",
             steps=["drop-layers:count=1", "distill:losses=kl,epochs=2,augment=2"],
             output=tmp_path / name,
         )
