@@ -23,6 +23,15 @@ Rules:
 
 from edgekit.data.labels import label_ids
 from edgekit.data.load import identify_data, load_data
-from edgekit.data.rows import Columns, Data, Rows, together
+from edgekit.data.rows import Columns, Data, Rows, apart, together
 
-__all__ = ["Columns", "Data", "Rows", "identify_data", "label_ids", "load_data", "together"]
+__all__ = [
+    "Columns",
+    "Data",
+    "Rows",
+    "apart",
+    "identify_data",
+    "label_ids",
+    "load_data",
+    "together",
+]

@@ -46,8 +46,12 @@ def need_inside(step: str, who: str, model: Any) -> None:
     from edgekit.architectures import blocks
 
     described = getattr(model, "architecture", None)
-    known = described is not None and described.layers is not None and not described.branches
-    if not known or not described.reads_text:
+    if (
+        described is None
+        or described.layers is None
+        or described.branches
+        or not described.reads_text
+    ):
         raise RecipeError(
             f"{step}: {who} is no text encoder whose layers are known here; compare answers only, "
             "with losses=kl"

@@ -33,7 +33,7 @@ def learning_rows(context: Context) -> tuple[Rows, Array]:
 
     Labels are ``None`` for rows without. The places, int64 [n], ascend.
     """
-    from edgekit.data import together
+    from edgekit.data import apart, together
     from edgekit.steps.heldout import places
 
     rows = context.rows
@@ -41,9 +41,15 @@ def learning_rows(context: Context) -> tuple[Rows, Array]:
     learned, judged = places(len(rows), context.seed)
     if context.unlabeled is None:
         return rows, learned
-    aside = set(rows.take(judged).contents())
+    held = rows.take(judged)
+    aside = {*held.contents(), *apart(held).contents()}
     new = [n for n, each in enumerate(context.unlabeled.contents()) if each not in aside]
-    whole = together(rows, context.unlabeled.take(new))
+    extra = context.unlabeled.take(new)
+    if (rows.pairs is None) != (extra.pairs is None):
+        # An embedding reads pairs apart, so that they are single texts beside others.
+        whole = together(rows.take(learned), extra)
+        return whole, np.arange(len(whole))
+    whole = together(rows, extra)
     return whole, np.concatenate([learned, np.arange(len(rows), len(whole))])
 
 

@@ -237,6 +237,17 @@ def test_rows_to_learn_from_leave_out_what_is_set_aside(bert: Model, tmp_path: P
     assert rows_of.learning_rows(replace(context, unlabeled=None))[0] is rows
 
 
+def test_pairs_beside_single_texts_are_single_texts() -> None:
+    texts = tuple(tiny_texts(40))
+    rows = Rows(texts=texts, pairs=tuple(f"{text} x" for text in texts), labels=40 * (0.5,))
+    learned, judged = set_aside(rows, 0)
+    extra = Rows(texts=("new", (judged.pairs or ("",))[0]))
+    whole, chosen = rows_of.learning_rows(Context(rows, 0, unlabeled=extra))
+    taken = whole.take(chosen)
+    assert taken.texts == (*(learned.texts or ()), *(learned.pairs or ()), "new")
+    assert taken.pairs is None
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
