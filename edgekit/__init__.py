@@ -35,6 +35,7 @@ def build(
     *,
     data: str | Path | None = None,
     eval: str | Path | None = None,
+    unlabeled: str | Path | Sequence[str | Path] = (),
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
@@ -68,6 +69,7 @@ def build(
         "model": _text(model),
         "data": _text(data),
         "eval": _text(eval),
+        "unlabeled": _texts(unlabeled),
         "text": text,
         "text_pair": text_pair,
         "label": label,
@@ -240,3 +242,7 @@ def analyze(
 
 def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _texts(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]

@@ -34,6 +34,7 @@ class Project:
     task: str | None = None
     data: str | None = None
     eval: str | None = None
+    unlabeled: tuple[str, ...] | None = None
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
@@ -52,7 +53,8 @@ class Project:
 class Settings:
     """What a build does, with everything decided.
 
-    formats, scheme: empty and ``None`` leave the choice to each target. lengths: empty lets the
+    unlabeled: rows for a teacher to answer. formats, scheme: empty and ``None`` leave the choice
+    to each target. lengths: empty lets the
     training text choose. steps: empty lets the planner choose. devices: where else each file must
     answer as it does here. origins: where each value comes
     from, "flag", "default" or the project file's name, by the field names of ``Project``.
@@ -63,6 +65,7 @@ class Settings:
     task: str | None = None
     data: str | None = None
     eval: str | None = None
+    unlabeled: tuple[str, ...] = ()
     columns: Columns = field(default_factory=Columns)
     formats: tuple[Format, ...] = ()
     scheme: Scheme | None = None
@@ -83,6 +86,7 @@ class Settings:
             "task": self.task,
             "data": self.data,
             "eval": self.eval,
+            "unlabeled": list(self.unlabeled),
             "columns": vars(self.columns),
             "targets": list(self.targets),
             "formats": list(self.formats),
@@ -98,7 +102,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _File:
-    """The keys of ``edgekit.toml``; ``target``, ``format`` and ``budget`` also as one text.
+    """The keys of ``edgekit.toml``; what is a list or ``budget`` may be one text as well.
 
     What is in ``gate`` is for ``edgekit.gating.rules`` to read.
     """
@@ -107,6 +111,7 @@ class _File:
     task: str | None = None
     data: str | None = None
     eval: str | None = None
+    unlabeled: tuple[str, ...] | None = None
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
@@ -135,7 +140,7 @@ def load_project(path: Path) -> Project:
     if not path.is_file():
         raise ProjectError(f"no project file {path}; write one with: edgekit init")
     fields, text = read_fields(path, ProjectError)
-    for key in ("target", "format"):
+    for key in ("target", "format", "unlabeled"):
         if isinstance(fields.get(key), str):
             fields[key] = [fields[key]]
     if isinstance(fields.get("budget"), dict):
@@ -311,6 +316,7 @@ def _read_seed(value: int) -> int:
 # Key in the file (and flag) → field of Project, and how its value is read.
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "task": ("task", _read_task),
+    "unlabeled": ("unlabeled", _read_names),
     "target": ("targets", _read_names),
     "format": ("formats", _read_formats),
     "scheme": ("scheme", _read_scheme),
@@ -348,6 +354,7 @@ def _relative_to(folder: Path, project: Project) -> Project:
         model=found(project.model),
         data=found(project.data),
         eval=found(project.eval),
+        unlabeled=project.unlabeled and tuple(str(found(each)) for each in project.unlabeled),
         targets=project.targets
         and tuple(t if t in target_names() else str(found(t)) for t in project.targets),
         output=folder / (project.output or _OUTPUT),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _GROUP = "edgekit.steps"
 _BUILT_IN = {
     "calibrate": "edgekit.steps.quantize.calibrate:Calibrate",
+    "cerberus": "edgekit.steps.distill.cerberus:Cerberus",
     "distill": "edgekit.steps.distill.distill:Distill",
     "drop-layers": "edgekit.steps.prune.drop_layers:DropLayers",
     "factorize": "edgekit.steps.factorize.factorize:Factorize",

@@ -131,6 +131,7 @@ def compress(work: Workbench, plan: Plan) -> Compressed:
                 on_progress=lambda fraction, text: work.on_event(
                     Event("progress", "compress", text, fraction=fraction)
                 ),
+                unlabeled=work.data.unlabeled,
             )
             steps = [spec.step for spec in plan.steps]
             model = apply_steps(steps, cast("Model", work.original), context)

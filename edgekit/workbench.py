@@ -70,6 +70,7 @@ class Workbench:
             "task": settings.task,
             "train": identify_data(train),
             "eval": identify_data(evaluation),
+            "unlabeled": [identify_data(each) for each in settings.unlabeled],
             "columns": vars(settings.columns),
             "seed": settings.seed,
         }
@@ -134,6 +135,7 @@ class Workbench:
             problem=self._single.problem,
             columns=self.settings.columns,
             seed=self.settings.seed,
+            unlabeled=self.settings.unlabeled,
         )
         if train is not None and data.train is not None:
             self._label_ids(self._single, data.train, train)

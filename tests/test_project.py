@@ -36,6 +36,7 @@ model = "checkpoints/mine"
 task = "text-classification"
 data = "train.csv"
 eval = "test.csv"
+unlabeled = "more.txt"
 text = "utterance"
 text-pair = "reply"
 label = "intent"
@@ -64,6 +65,7 @@ def test_every_key_of_a_project_file_reaches_the_settings() -> None:
     assert settings.model == "checkpoints/mine"
     assert settings.task == "text-classification"
     assert (settings.data, settings.eval) == ("train.csv", "test.csv")
+    assert settings.unlabeled == ("more.txt",)
     assert settings.columns == Columns("utterance", "reply", "intent")
     assert settings.targets == ("android-arm64", "ios-arm64")
     assert settings.formats == ("tflite",)
@@ -132,7 +134,7 @@ def test_a_folder_without_a_project_has_none(tmp_path: Path) -> None:
         ("\n\nmodel = 3", "edgekit.toml, line 3: model: Input should be a valid string (found 3)"),
         (
             'modle = "x"',
-            "line 1: modle: unknown key; known keys are model, task, data, eval, text,",
+            "line 1: modle: unknown key; known keys are model, task, data, eval, unlabeled,",
         ),
         ("# seed\nseed = 1.5", "line 2: seed:"),
         ('seed = "x"', "line 1: seed:"),

@@ -24,6 +24,7 @@ _FILES = {
     "albert": "albert",
     "bert": "bert",
     "distilbert": "distilbert",
+    "edgekit-cerberus": "cerberus",
     "electra": "electra",
     "mobilebert": "mobilebert",
     "mobilenet_v2": "mobilenet_v2",
@@ -123,6 +124,7 @@ class Architecture:
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
     cuts: what of a layer can be removed exactly through its ``Layer``: "heads" where nothing else
     knows their number, "neurons" where ``up`` and ``down`` are the layer's whole feed-forward.
+    branches: whether layers stand side by side, so that they are no stack to be run in a row.
     summary: the place of the token that stands for the whole text: 0, or -1 for the last.
     learns: whether the clean forward's gradients reach the model's own weights.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
@@ -144,6 +146,7 @@ class Architecture:
     frees_length: bool = True
     learns: bool = True
     cuts: frozenset[str] = frozenset()
+    branches: bool = False
     summary: int = 0
 
     @property

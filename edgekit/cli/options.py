@@ -29,6 +29,14 @@ Eval = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Rows for the figures only; split off --data when absent."),
 ]
+Unlabeled = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="More rows for a teacher to answer in steps that learn: as --data, without labels, or "
+        ".txt with one text a line; may be given again.",
+    ),
+]
 Text = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the text.")]
 TextPair = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="The column with the second text.")

@@ -209,6 +209,7 @@ def show_settings(settings: "Settings") -> None:
         "task": settings.task,
         "data": settings.data,
         "eval": settings.eval,
+        "unlabeled": ", ".join(settings.unlabeled),
         **columns,
         "targets": ", ".join(settings.targets),
         "formats": ", ".join(settings.formats),

@@ -16,10 +16,22 @@ Rules:
    none of the labels). Labels are names, or class ids where every one of them is an id.
 5. Training rows serve calibration and vocabulary, eval rows serve the figures. Without eval rows,
    a tenth of the training rows (at most 2,000) is set aside for them, every label with its share.
+6. Rows of ``--unlabeled`` are for a teacher to answer: labels in them are not looked at. Beside
+   the formats above, ``.txt`` holds one text a line. Those that stand in the eval rows are left
+   out, and so are those that stand in the training rows or came before.
 """
 
 from edgekit.data.labels import label_ids
 from edgekit.data.load import identify_data, load_data
-from edgekit.data.rows import Columns, Data, Rows
+from edgekit.data.rows import Columns, Data, Rows, apart, together
 
-__all__ = ["Columns", "Data", "Rows", "identify_data", "label_ids", "load_data"]
+__all__ = [
+    "Columns",
+    "Data",
+    "Rows",
+    "apart",
+    "identify_data",
+    "label_ids",
+    "load_data",
+    "together",
+]

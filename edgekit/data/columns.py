@@ -33,33 +33,35 @@ _PICTURES = ("image", "img", "picture")
 
 
 def rows_of_table(
-    table: Table, *, task: str, problem: str | None, columns: Columns
+    table: Table, *, task: str, problem: str | None, columns: Columns, labels: bool = True
 ) -> tuple[Rows, dict[str, str]]:
-    """The table's rows for a task, and the column that plays each role.
+    """The table's rows for a task, and the column that plays each role; ``labels`` if there are.
 
     Raises DataError for a column that is not there and for a cell that is not what it should be.
     """
     used = _choose(table, columns, task)
-    labels: tuple[Any, ...] | None = None
+    if not labels:
+        used.pop("label", None)
+    found: tuple[Any, ...] | None = None
     if task == "token-classification":
         words = tuple(
             _words(value, used["text"], where) for where, value in table.cells(used["text"])
         )
         if "label" in used:
-            labels = _tags(table, used["label"], words)
-        return Rows(words=words, labels=labels, places=table.places), used
+            found = _tags(table, used["label"], words)
+        return Rows(words=words, labels=found, places=table.places), used
     if "label" in used:
-        labels = tuple(
+        found = tuple(
             parse_label(value, where, task=task, problem=problem)
             for where, value in table.cells(used["label"])
         )
     if task == "image-classification":
         pictures = table.columns[used["text"]]
         images = decode_pictures(len(pictures), lambda row: pictures[row], table.source)
-        return Rows(images=images, labels=labels, places=table.places), used
+        return Rows(images=images, labels=found, places=table.places), used
     texts = _texts(table, used["text"])
     pairs = _texts(table, used["text_pair"]) if "text_pair" in used else None
-    return Rows(texts=texts, pairs=pairs, labels=labels, places=table.places), used
+    return Rows(texts=texts, pairs=pairs, labels=found, places=table.places), used
 
 
 def column_notes(source: str, used: Mapping[str, str], asked: Columns) -> list[str]:

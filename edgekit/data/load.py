@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from edgekit.data.arrays import read_npz
 from edgekit.data.columns import column_notes, rows_of_table
 from edgekit.data.conll import read_conll
 from edgekit.data.pictures import read_picture_folder
-from edgekit.data.rows import Columns, Data, Rows
-from edgekit.data.table import TABLE_SUFFIXES, read_hub, read_table
+from edgekit.data.rows import Columns, Data, Rows, apart, together
+from edgekit.data.table import TABLE_SUFFIXES, read_hub, read_lines, read_table
+from edgekit.data.unlabeled import without_known
 from edgekit.errors import DataError
 
 _EVAL_SHARE = 0.1
@@ -61,8 +63,9 @@ def load_data(
     problem: str | None,
     columns: Columns,
     seed: int,
+    unlabeled: Sequence[str] = (),
 ) -> Data:
-    """Read both references for a task; set eval rows aside when only ``train`` is given.
+    """Read all references for a task; set eval rows aside when only ``train`` is given.
 
     Raises DataError, with file and line, for whatever cannot be read as rows of this task.
     """
@@ -98,7 +101,34 @@ def load_data(
                 f"{seen:,} of {len(parts['eval']):,} eval rows stand in the training rows as well; "
                 "figures on them flatter a model that was trained on those"
             )
-    return Data(parts.get("train"), parts.get("eval"), used, tuple(notes))
+    pool = None
+    for reference in unlabeled:
+        rows, _ = _read(
+            reference, "train", task=task, problem=problem, columns=columns, labels=False
+        )
+        if task == "sentence-embedding":
+            rows = apart(rows)
+        _check_alike(rows, reference, parts.get("train"), task)
+        pool = rows if pool is None else together(pool, rows)
+    if pool is not None:
+        pool, said = without_known(pool, parts.get("train"), parts.get("eval"))
+        notes.append(said)
+    return Data(parts.get("train"), parts.get("eval"), used, tuple(notes), pool)
+
+
+def _check_alike(rows: Rows, reference: str, train: Rows | None, task: str) -> None:
+    """Refuse rows that cannot stand beside the training rows."""
+    if (
+        train is None
+        or task == "sentence-embedding"
+        or (rows.pairs is None) == (train.pairs is None)
+    ):
+        return
+    counts = ("two texts", "one") if rows.pairs else ("one text", "two")
+    raise DataError(
+        f"{reference} holds {counts[0]} a row, and the training rows hold {counts[1]}; give rows "
+        "like those, or name the columns with --text and --text-pair"
+    )
 
 
 def _locate(reference: str) -> Path | None:
@@ -123,9 +153,15 @@ def _locate(reference: str) -> Path | None:
 
 
 def _read(
-    reference: str, split: str, *, task: str, problem: str | None, columns: Columns
+    reference: str,
+    split: str,
+    *,
+    task: str,
+    problem: str | None,
+    columns: Columns,
+    labels: bool = True,
 ) -> tuple[Rows, dict[str, str]]:
-    """One reference as rows, and the column that plays each role."""
+    """One reference as rows, and the column that plays each role; labels only if asked for."""
     path = _locate(reference)
     table = None
     if path is None:
@@ -138,12 +174,14 @@ def _read(
     elif path.is_file():
         suffix = path.suffix.lower()
         tagged = task == "token-classification"
-        if suffix in TABLE_SUFFIXES and not (tagged and suffix in (".csv", ".tsv")):
+        if suffix == ".txt" and not labels:
+            table, columns = read_lines(path, reference, words=tagged), Columns()
+        elif suffix in TABLE_SUFFIXES and not (tagged and suffix in (".csv", ".tsv")):
             table = read_table(path, reference, columns)
         elif tagged and suffix not in (".csv", ".npz"):
             return read_conll(path, reference, columns)
     if table is not None:
-        return rows_of_table(table, task=task, problem=problem, columns=columns)
+        return rows_of_table(table, task=task, problem=problem, columns=columns, labels=labels)
     raise DataError(f"{reference} is no data for {task}; give {_READS[task]}")
 
 

@@ -15,7 +15,8 @@ class Rows:
     images: uint8 [N, H, W, C], or where sizes differ an object array [N] of uint8 [H, W, C].
     arrays: [N, ...] each, by input name.
     labels: ``str``; ``float`` for regression and similarity scores; a tuple of ``str`` for the tags
-        of a row's words or the labels of a multi-label row.
+        of a row's words or the labels of a multi-label row; ``None`` for a row without, among
+        rows that ``together`` has joined.
     places: where each row stands in its file, for messages: ``line 7``.
     """
 
@@ -72,6 +73,60 @@ class Rows:
         return found.hexdigest()
 
 
+def together(first: Rows, second: Rows) -> Rows:
+    """All rows of both, which are of one kind. Where only one has labels, the others' are ``None``.
+
+    Where only one holds pairs, which an embedding reads apart, the pairs become single texts.
+    """
+    if (first.pairs is None) != (second.pairs is None):
+        first, second = apart(first), apart(second)
+    labels: tuple[Any, ...] | None = None
+    if first.labels is not None or second.labels is not None:
+        labels = tuple(
+            label for rows in (first, second) for label in rows.labels or (None,) * len(rows)
+        )
+
+    def both(name: str) -> Any:
+        one, other = getattr(first, name), getattr(second, name)
+        return None if one is None or other is None else (*one, *other)
+
+    arrays = None
+    if first.arrays is not None and second.arrays is not None:
+        others = second.arrays
+        arrays = {
+            name: np.concatenate([array, others[name]])
+            for name, array in first.arrays.items()
+            if name in others
+        }
+    return Rows(
+        texts=both("texts"),
+        pairs=both("pairs"),
+        words=both("words"),
+        images=_pictures(first.images, second.images),
+        arrays=arrays,
+        labels=labels,
+        places=both("places"),
+    )
+
+
+def apart(rows: Rows) -> Rows:
+    """Rows of pairs as single texts, all first ones before all second ones, without labels."""
+    if rows.texts is None or rows.pairs is None:
+        return rows
+    return Rows(texts=(*rows.texts, *rows.pairs))
+
+
+def _pictures(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    if first is None or second is None:
+        return None
+    if first.shape[1:] == second.shape[1:]:
+        return np.concatenate([first, second])
+    found = np.empty(len(first) + len(second), object)
+    for place, picture in enumerate((*first, *second)):
+        found[place] = picture
+    return found
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that the caller named; ``None`` leaves the choice to us."""
@@ -86,9 +141,11 @@ class Data:
     """Training and eval rows, the columns they came from, and sentences to show the caller.
 
     columns: by role (``text``, ``text_pair``, ``label``), those of ``train`` if there is one.
+    unlabeled: rows for a teacher to answer, without labels and without any eval row.
     """
 
     train: Rows | None
     eval: Rows | None
     columns: Mapping[str, str]
     notes: tuple[str, ...]
+    unlabeled: Rows | None = None

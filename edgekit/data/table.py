@@ -42,6 +42,17 @@ def read_table(path: Path, source: str, columns: Columns) -> Table:
     return _read_json_lines(text, source)
 
 
+def read_lines(path: Path, source: str, *, words: bool) -> Table:
+    """One row a line that is not blank: a column ``text``, or ``tokens`` split at spaces."""
+    lines = {
+        f"line {number}": line.strip()
+        for number, line in enumerate(read_text(path, source).split("\n"), start=1)
+        if line.strip()
+    }
+    rows = {"tokens": [t.split() for t in lines.values()]} if words else {"text": [*lines.values()]}
+    return Table(source, rows, tuple(lines))
+
+
 def read_text(path: Path, source: str) -> str:
     """The file's text, without a byte order mark. Raises DataError when it is empty."""
     try:

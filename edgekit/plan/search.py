@@ -31,6 +31,8 @@ def search(work: Workbench, targets: Sequence[Target]) -> Plan:
     if isinstance(work.outline, FileModel):
         _check_file(work.outline, work.settings, targets)
     _check_ends(work.outline, targets)
+    if work.settings.unlabeled and not work.settings.steps:
+        raise UsageError("--unlabeled is for steps that learn; add --step distill, or leave it out")
     limit = work.settings.budget.size
     notes = [*work.outline.lineage, *work.data.notes]
     if work.data.eval is None:
@@ -69,7 +71,7 @@ class Draft:
 
 
 def _draft(work: Workbench, targets: Sequence[Target], steps: tuple[StepSpec, ...]) -> Draft:
-    context = Context(work.data.train, work.settings.seed)
+    context = Context(work.data.train, work.settings.seed, unlabeled=work.data.unlabeled)
     model = work.outline
     if not isinstance(model, FileModel):
         if steps and model.architecture is None:

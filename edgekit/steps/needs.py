@@ -30,6 +30,11 @@ def need_encoder(step: str, model: Model) -> Architecture:
 
     if model.architecture is None or model.architecture.layers is None:
         raise RecipeError(f"{step}: this model has no encoder layers that are known here")
+    if model.architecture.branches:
+        raise RecipeError(
+            f"{step}: this model's layers stand side by side (cerberus made them); put the step "
+            "before that one"
+        )
     if is_factored(model.module):
         raise RecipeError(
             f"{step}: this model's matrices are factored already; put the step before factorize"

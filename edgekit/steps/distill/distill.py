@@ -22,10 +22,12 @@ Rules:
    (``recovery.py``). ``labels`` is the share of gold labels in what ``kl`` teaches.
 4. All weights learn. The tenth of the training rows (at most 512) that ``heldout`` sets aside is
    not learned from; the metric on it, before and after, is told in the lineage.
-5. Answers of teachers are computed once; what is inside is, where it fits (``inside.py``). Masked
+5. It learns from unlabelled rows as well, and from ``augment`` copies of each training text
+   (``rows.py``, ``augment.py``), which the teacher answers and no gold label.
+6. Answers of teachers are computed once; what is inside is, where it fits (``inside.py``). Masked
    words are drawn anew in each batch, so their teacher runs along.
-6. Weights that are zero stay zero with ``keep-zeros``: a sparse model stays sparse.
-7. There is no dropout: the teacher's answers are what keeps a student from learning by heart.
+7. Weights that are zero stay zero with ``keep-zeros``: a sparse model stays sparse.
+8. There is no dropout: the teacher's answers are what keeps a student from learning by heart.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import RecipeError
 from edgekit.steps.distill.lessons import PRESETS, Lesson, Preset, layer_pairs, parse_losses
+from edgekit.steps.distill.rows import check_copies
 from edgekit.steps.distill.teaching import check_labels
 from edgekit.steps.needs import need_float, need_rows
 
@@ -56,7 +59,9 @@ class Distill:
     preset: a published recipe. losses: what is compared, such as kl+hidden+attention, instead.
     map: the teacher's layer for each layer: uniform, top, bottom, last or a list such as 2-4-6.
     temperature: of the distillation. labels: the share that gold labels have in kl. teachers:
-    checkpoints, exported files or files of logits, instead of the original. epochs, batch,
+    checkpoints, exported files or files of logits, instead of the original. augment:
+    copies of each training text with words replaced, for the teacher to answer; augment_with: the
+    checkpoint of a masked language model that finds the words. epochs, batch,
     learning_rate: as usual; max_minutes: stop by then. keep_zeros: weights that are zero stay
     zero.
     """
@@ -70,6 +75,8 @@ class Distill:
     temperature: float | None = None
     labels: float = 0.0
     teachers: tuple[Path, ...] = ()
+    augment: int = 0
+    augment_with: Path | None = None
     keep_zeros: bool = False
     max_minutes: float | None = None
 
@@ -93,6 +100,7 @@ class Distill:
                 "distill: this family runs on copies of its weights, which cannot learn; leave "
                 "the step out"
             )
+        check_copies("distill", self.augment, self.augment_with, context.rows)
         lessons, _ = self._lessons(model, context)
         teachers = self._teachers(lessons, model, context, meta=True)
         for lesson in lessons:
@@ -102,11 +110,13 @@ class Distill:
         sparsity = model.sparsity if self.keep_zeros else 0.0
         if context.folder is None:
             return replace(model, sparsity=sparsity)
+        from edgekit.steps.distill.rows import with_copies
         from edgekit.steps.distill.teaching import learn
         from edgekit.steps.prune.zeros import kept_zero
 
         lessons, told = self._lessons(model, context)
         teachers = self._teachers(lessons, model, context, meta=False)
+        context = with_copies(context, self.augment, self.augment_with)
         made = replace(model, module=copy.deepcopy(model.module), sparsity=sparsity)
         with kept_zero(made.module.parameters() if self.keep_zeros else ()):
             notes = learn(lessons, made, teachers, context, self.max_minutes)

@@ -46,7 +46,12 @@ def need_inside(step: str, who: str, model: Any) -> None:
     from edgekit.architectures import blocks
 
     described = getattr(model, "architecture", None)
-    if described is None or described.layers is None or not described.reads_text:
+    if (
+        described is None
+        or described.layers is None
+        or described.branches
+        or not described.reads_text
+    ):
         raise RecipeError(
             f"{step}: {who} is no text encoder whose layers are known here; compare answers only, "
             "with losses=kl"

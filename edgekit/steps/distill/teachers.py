@@ -204,7 +204,13 @@ def _answers(teacher: Teacher, rows: Rows, chosen: Array, path: Path) -> Array:
 
     if teacher.model is None:
         assert teacher.path is not None
-        return ordered(np.asarray(_read_logits(teacher.path)[0][chosen], np.float32))
+        logits = _read_logits(teacher.path)[0]
+        if len(rows) > len(logits):
+            raise RecipeError(
+                f"distill: {teacher.path} answers the training rows alone, and there are others; "
+                "leave --unlabeled and augment out, or name a teacher that can be asked"
+            )
+        return ordered(np.asarray(logits[chosen], np.float32))
     encoded = encode(teacher.model, rows.take(chosen))
     outputs = teacher_outputs(
         teacher.model,  # type: ignore[arg-type]

@@ -59,12 +59,13 @@ def taught_examples(
 ) -> Examples:
     """The rows as the student reads them, with the teacher's outputs (kept in ``folder``)."""
     from edgekit.examples import Examples, teacher_outputs
+    from edgekit.steps.distill.rows import gold_ids
     from edgekit.workbench import encode
 
     folder.mkdir(parents=True, exist_ok=True)
     return Examples(
         encode(student, rows),
-        labels=_gold(student, rows) if labels else None,
+        labels=gold_ids(student, rows) if labels else None,
         teacher=teacher_outputs(teacher, encode(teacher, rows), folder / "teacher.npy"),
         per_token=student.task == "token-classification",
     )
@@ -189,31 +190,21 @@ def _examples(
 ) -> tuple[Rows, Examples]:
     """The rows to learn from, and as the student reads them with what the lesson compares."""
     from edgekit.examples import Examples
+    from edgekit.steps.distill.rows import gold_ids, learning_rows
     from edgekit.steps.distill.teachers import answers
-    from edgekit.steps.heldout import places
     from edgekit.workbench import encode
 
-    assert context.rows is not None and context.folder is not None
-    chosen, _ = places(len(context.rows), context.seed)
-    rows = context.rows.take(chosen)
+    assert context.folder is not None
+    whole, chosen = learning_rows(context)
+    rows = whole.take(chosen)
     outputs = None
     if "kl" in lesson.losses or "logits" in lesson.losses:
-        outputs = answers(
-            teachers, student, context.rows, chosen, context.folder, lesson.temperature
-        )
+        outputs = answers(teachers, student, whole, chosen, context.folder, lesson.temperature)
     return rows, Examples(
         encode(student, rows),
-        labels=_gold(student, rows) if "labels" in lesson.losses else None,
+        labels=gold_ids(student, rows) if "labels" in lesson.losses else None,
         teacher=outputs,
         per_token=student.task == "token-classification",
-    )
-
-
-def _gold(student: Model, rows: Rows) -> Any:
-    from edgekit.data import label_ids
-
-    return label_ids(
-        rows, student.labels, task=student.task, problem=student.problem, source="the training rows"
     )
 
 

@@ -66,7 +66,7 @@ class TieLayers:
 def _layers(model: Model) -> list[Any]:
     """The layers as they run. Raises RecipeError where they cannot be tied."""
     described, module = model.architecture, model.module
-    if described is None or described.layers is None:
+    if described is None or described.layers is None or described.branches:
         raise RecipeError("tie-layers: this model has no stack of layers that is known here")
     if described.stack is None:
         raise RecipeError(

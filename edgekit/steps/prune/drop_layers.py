@@ -185,7 +185,11 @@ def _possible(strategy: str, depth: int) -> list[int]:
 def depth_of(model: Model) -> int:
     """How many layers run. Raises RecipeError where layers are not known."""
     described, module = model.architecture, _module(model)
-    if described is None or (described.stack is None and described.layers is None):
+    if (
+        described is None
+        or described.branches
+        or (described.stack is None and described.layers is None)
+    ):
         raise RecipeError("drop-layers: this model has no stack of layers that is known here")
     if described.stack is not None:
         return len(described.stack(module.base_model))

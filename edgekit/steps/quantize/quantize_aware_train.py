@@ -94,6 +94,7 @@ class QuantizeAwareTrain:
         if context.folder is None:
             quantized = Quantized(self.scheme, {}, block=self.block)
             return replace(model, quantized=quantized, sparsity=sparsity)
+        from edgekit.data import together
         from edgekit.steps.distill.teaching import answer_loss, taught_examples
         from edgekit.steps.prune.zeros import kept_zero
         from edgekit.steps.quantize.calibrate import draw, observed_ranges
@@ -114,9 +115,10 @@ class QuantizeAwareTrain:
         self._choose_parameters(found)
         context.on_progress(0.0, "running the float model on the training rows")
         assert context.rows is not None
-        examples = taught_examples(
-            model, model, context.rows, context.folder, labels=self.labels > 0
-        )
+        rows = context.rows
+        if context.unlabeled is not None:
+            rows = together(rows, context.unlabeled)
+        examples = taught_examples(model, model, rows, context.folder, labels=self.labels > 0)
         products = [
             found.module.get_parameter(name)
             for name, part in found.weights.items()
