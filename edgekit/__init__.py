@@ -47,6 +47,8 @@ def build(
     seed: int | None = None,
     save_model: str | Path | None = None,
     device: str | Sequence[str] | None = None,
+    launch: str | None = None,
+    tensorboard: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     allow_random_calibration: bool = False,
@@ -89,6 +91,8 @@ def build(
     return run(
         settings,
         save_model=None if save_model is None else Path(save_model),
+        launch=launch,
+        tensorboard=None if tensorboard is None else Path(tensorboard),
         dry_run=dry_run,
         on_event=on_event or silent,
     )

@@ -86,7 +86,7 @@ def train(
     loss: of one batch, a scalar that is a mean over its rows; ``batch.run(module)`` is the
     module's answer. folder: of this training with this loss alone, since a checkpoint cannot tell
     losses apart; nothing is written elsewhere. evaluate: called after each epoch and at the end,
-    within the time limit but for the last call. after_step: called after each step with the share
+    with the module where it came from, within the time limit but for the last call. after_step: called after each step with the share
     of the training that is done; whatever it changes or remembers must be parameters that learn
     or buffers of the module, which are what a checkpoint keeps. checkpoint_seconds: the least time
     between two checkpoints; 0 is after every step. Threads are torch's own number, as found.
@@ -149,17 +149,20 @@ def _run(
     after_step: Callable[[float], None] | None,
 ) -> None:
     """Train from where the course stands to its end, or to where it diverges."""
+    device = next(module.parameters()).device
 
     def score(step: int) -> None:
         if evaluate is None or (course.scores and course.scores[-1][0] == step):
             return
+        trained_on = next(module.parameters()).device
+        module.to(device)
         with chance_kept():
             scores = {name: processes.agree(value) for name, value in evaluate().items()}
+        module.to(trained_on)
         course.scores.append((step, scores))
         if course.training.patience is not None and course.improved:
             course.best, course.best_step = take(module), step
 
-    device = next(module.parameters()).device
     try:
         _fit(module, examples, loss, course, checkpoints, found, processes, score, after_step)
     except Diverged as error:

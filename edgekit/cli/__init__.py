@@ -19,6 +19,7 @@ from edgekit.cli import (
     bench,
     build,
     cache,
+    delta,
     devices,
     doctor,
     init,
@@ -43,6 +44,8 @@ app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("inspect")(inspect.run)
 app.command("analyze")(analyze.run)
+app.command("delta")(delta.make)
+app.command("apply-delta")(delta.apply)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)
 app.command("doctor")(doctor.run)
