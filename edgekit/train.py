@@ -86,10 +86,11 @@ def train(
     loss: of one batch, a scalar that is a mean over its rows; ``batch.run(module)`` is the
     module's answer. folder: of this training with this loss alone, since a checkpoint cannot tell
     losses apart; nothing is written elsewhere. evaluate: called after each epoch and at the end,
-    with the module where it came from, within the time limit but for the last call. after_step: called after each step with the share
-    of the training that is done; whatever it changes or remembers must be parameters that learn
-    or buffers of the module, which are what a checkpoint keeps. checkpoint_seconds: the least time
-    between two checkpoints; 0 is after every step. Threads are torch's own number, as found.
+    with the module where it came from, within the time limit but for the last call. after_step:
+    called after each step with the share of the training that is done; whatever it changes or
+    remembers must be parameters that learn or buffers of the module, which are what a checkpoint
+    keeps. checkpoint_seconds: the least time between two checkpoints; 0 is after every step.
+    Threads are torch's own number, as found.
     Raises UsageError for settings that cannot be, DataError without rows, and TrainingError when
     nothing can learn, or when it diverged before any state was worth keeping.
     """

@@ -226,8 +226,8 @@ def test_patience_outlives_a_kill(tmp_path: Path) -> None:
     training = replace(TRAINING, epochs=5, patience=2)
     whole, cut = bag(), bag()
     expected = learn(tmp_path / "a", whole, training=training, evaluate=scores_of(values)[0])
+    options: Any = {"training": training, "evaluate": scores_of(values)[0]}
     with pytest.raises(KeyboardInterrupt):
-        options: Any = {"training": training, "evaluate": scores_of(values)[0]}
         learn(tmp_path / "b", bag(), on_progress=interrupt_at(30), **options)
     options["evaluate"] = scores_of(values[2:])[0]
     report = learn(tmp_path / "b", cut, **options)

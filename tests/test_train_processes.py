@@ -27,7 +27,8 @@ def _report(folder: Path, rank: int) -> Any:
 @pytest.mark.slow
 def test_two_processes_learn_as_one_and_go_on_when_one_is_killed(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
+    whole.mkdir()
+    cut.mkdir()
     assert pair(whole) == [0, 0]
     alone = learn(tmp_path / "alone", bag().eval()).losses
     # 200 rows in batches of 16: the last one of each epoch has 8.
@@ -118,7 +119,7 @@ def test_a_launcher_that_fails_is_told_by_its_last_words(
 
     def popen(command: list[str], **options: Any) -> Any:
         return started(
-            ["python", "-c", "raise SystemExit('ValueError: no such option')"], **options
+            [sys.executable, "-c", "raise SystemExit('ValueError: no such option')"], **options
         )
 
     monkeypatch.setattr(subprocess, "Popen", popen)

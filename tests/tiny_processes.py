@@ -14,11 +14,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch.nn.parallel.distributed
+import transformers.trainer
 
 from edgekit.train import train
 from tests.tiny_training import TRAINING, bag, cross_entropy, texts
 
 STEPS = 39
+# What a fork has need not be imported again.
+PRELOADED = (torch.nn.parallel.distributed, transformers.trainer)
 
 
 def learn_together(home: Path, kill_at: int | None) -> None:

@@ -24,6 +24,7 @@ from edgekit.cli import (
     doctor,
     init,
     inspect,
+    join,
     steps,
     targets,
     verify,
@@ -44,6 +45,7 @@ app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("inspect")(inspect.run)
 app.command("analyze")(analyze.run)
+app.command("join")(join.run)
 app.command("delta")(delta.make)
 app.command("apply-delta")(delta.apply)
 app.command("targets")(targets.run)

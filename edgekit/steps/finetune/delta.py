@@ -158,7 +158,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         if metadata.get("kind") != _KIND:
             raise ModelError(f"{path} is no delta; write one with: edgekit delta")
         kept, files = json.loads(metadata["kept"]), json.loads(metadata["files"])

@@ -91,7 +91,8 @@ def _saved_head(config: Any, lm: Any) -> dict[str, Any]:
     with contextlib.suppress(ModelError, OSError):
         for path in weight_files(folder) if config.name_or_path else ():
             with safe_open(path, framework="pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys() if name in wanted}
+                held = set(file.keys()) & set(wanted)
+                found |= {name: file.get_tensor(name) for name in held}
     same = all(name in found and found[name].shape == shape for name, shape in wanted.items())
     return found if wanted and same else {}
 

@@ -98,9 +98,8 @@ class PretrainMlm:
 
             ids, mask = batch.inputs["input_ids"], batch.mask
             assert mask is not None
-            found = masking.apply(
-                *(each.cpu().numpy() for each in (ids, mask, batch.rows)), batch.place
-            )
+            arrays = (each.cpu().numpy() for each in (ids, mask, batch.rows))
+            found = masking.apply(*arrays, batch.place)
             hidden, chosen = (torch.from_numpy(each).to(ids.device) for each in found)
             logits = module(batch.inputs | {"input_ids": hidden}, chosen)
             # A sum, since the mean of nothing is not a number.

@@ -1,4 +1,4 @@
-"""Gaps are chosen by seed and place, alone teach the encoder, and leave the classifier as it was."""
+"""Gaps are chosen by seed and place, alone teach the encoder, and leave the classifier alone."""
 
 import re
 from collections.abc import Iterator
