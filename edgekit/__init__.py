@@ -9,7 +9,7 @@ The functions here are the command line, one to one:
 They raise ``edgekit.errors.EdgekitError`` with one sentence for what a person can mend.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,27 @@ if TYPE_CHECKING:
 
     from edgekit.analysis import Analysis
     from edgekit.bundle.bench import Bench
+    from edgekit.bundle.join import Joined
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
     from edgekit.events import Event
     from edgekit.pipeline import BuildResult
+    from edgekit.steps.finetune.delta import Delta
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "analyze", "bench", "build", "inspect", "load", "verify"]
+__all__ = [
+    "__version__",
+    "analyze",
+    "apply_delta",
+    "bench",
+    "build",
+    "delta",
+    "inspect",
+    "join",
+    "load",
+    "verify",
+]
 
 
 def build(
@@ -159,6 +172,27 @@ def inspect(file: str | Path) -> "Contents":
     from edgekit.contents import read_contents
 
     return read_contents(Path(file))
+
+
+def delta(base: str | Path, tuned: str | Path, output: str | Path) -> "Delta":
+    """Write what turns the checkpoint ``base`` into ``tuned``: biases and head, as one file."""
+    from edgekit.steps.finetune.delta import make_delta
+
+    return make_delta(str(base), str(tuned), Path(output))
+
+
+def apply_delta(base: str | Path, delta: str | Path, output: str | Path) -> None:
+    """Write the checkpoint that a base and a delta make into the new folder ``output``."""
+    from edgekit.steps.finetune.delta import apply_delta as run
+
+    run(str(base), Path(delta), Path(output))
+
+
+def join(bundles: Mapping[str, str | Path], output: str | Path) -> "Joined":
+    """Put the ONNX bundles of several tasks into one folder, what they have in common once."""
+    from edgekit.bundle.join import join as run
+
+    return run({name: Path(folder) for name, folder in bundles.items()}, Path(output))
 
 
 def analyze(
