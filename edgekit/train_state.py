@@ -213,10 +213,11 @@ def put_chance(tensors: "Tensors", seed: int, processes: "Processes") -> None:
     if rank and (not tensors or rank >= len(tensors["cpu"])):
         torch.manual_seed(int(np.random.default_rng([seed, rank]).integers(2**63)))
         return
+    # Cloned, since torch reads a state from where its storage begins (2.13).
     if "cpu" in tensors:
-        torch.set_rng_state(tensors["cpu"][rank])
+        torch.set_rng_state(tensors["cpu"][rank].clone())
     if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"][rank])
+        torch.cuda.set_rng_state(tensors["cuda"][rank].clone())
 
 
 @contextlib.contextmanager
