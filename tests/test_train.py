@@ -177,12 +177,12 @@ def test_half_the_bits_learn_as_well_and_weights_stay_whole(tmp_path: Path) -> N
 
 
 def scores_of(values: list[float]) -> tuple[Callable[[], dict[str, float]], list[Any]]:
-    """An evaluation that returns these one after the other, and the weights that it saw."""
+    """An evaluation that returns these one after the other, and a list of its calls."""
     seen: list[Any] = []
 
     def evaluate() -> dict[str, float]:
         seen.append(len(seen))
-        return {"accuracy": values[len(seen) - 1], "other": -len(seen)}
+        return {"accuracy": values[len(seen) - 1], "other": -1.0}
 
     return evaluate, seen
 

@@ -13,7 +13,7 @@ import pytest
 import edgekit
 from edgekit.cli import run
 from tests.tiny import tiny_checkpoint
-from tests.tiny_data import LABELS, text_file
+from tests.tiny_data import LABELS, table_file, texts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         if name.endswith(".bias") or name.startswith("classifier."):
             tensors[name] = tensors[name] + np.float32(0.1)
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    text_file(folder / "data.csv", 12)
+    # Without labels, which a random model would only guess.
+    table_file(folder / "data.csv", ["text"], [[text] for text in texts(12)])
     for each in (base, other):
         edgekit.build(
             each,
