@@ -74,6 +74,8 @@ def _build(project: TinyProject, folder: Path, step: str, launch: str, **options
         data=project.train,
         eval=project.eval,
         target="linux-x86_64",
+        # A tiny model that has just learned is not one for 8 bits.
+        scheme="fp32",
         steps=[step],
         output=folder / "dist",
         save_model=folder / "model",

@@ -44,6 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
             data=folder / "data.csv",
             eval=folder / "data.csv",
             target="linux-x86_64",
+            scheme="fp32",
             output=folder / "dist" / each.name,
         )
     return Two(*(folder / "dist" / each.name / "linux-x86_64" for each in (base, other)))
