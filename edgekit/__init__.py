@@ -9,7 +9,7 @@ The functions here are the command line, one to one:
 They raise ``edgekit.errors.EdgekitError`` with one sentence for what a person can mend.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,31 @@ if TYPE_CHECKING:
 
     from edgekit.analysis import Analysis
     from edgekit.bundle.bench import Bench
+    from edgekit.bundle.join import Joined
     from edgekit.bundle.verify import VerifyResult
     from edgekit.contents import Contents
     from edgekit.difference import Comparison
     from edgekit.events import Event
     from edgekit.gating.gate import GateResult
     from edgekit.pipeline import BuildResult
+    from edgekit.steps.finetune.delta import Delta
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "analyze", "bench", "build", "diff", "gate", "inspect", "load", "verify"]
+__all__ = [
+    "__version__",
+    "analyze",
+    "apply_delta",
+    "bench",
+    "build",
+    "delta",
+    "diff",
+    "gate",
+    "inspect",
+    "join",
+    "load",
+    "verify",
+]
 
 
 def build(
@@ -50,6 +65,8 @@ def build(
     seed: int | None = None,
     save_model: str | Path | None = None,
     device: str | Sequence[str] | None = None,
+    launch: str | None = None,
+    tensorboard: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     allow_random_calibration: bool = False,
@@ -93,6 +110,8 @@ def build(
     return run(
         settings,
         save_model=None if save_model is None else Path(save_model),
+        launch=launch,
+        tensorboard=None if tensorboard is None else Path(tensorboard),
         dry_run=dry_run,
         on_event=on_event or silent,
     )
@@ -206,6 +225,27 @@ def diff(
     from edgekit.events import silent
 
     return run(Path(first), Path(second), inputs=_text(inputs), on_event=on_event or silent)
+
+
+def delta(base: str | Path, tuned: str | Path, output: str | Path) -> "Delta":
+    """Write what turns the checkpoint ``base`` into ``tuned``: biases and head, as one file."""
+    from edgekit.steps.finetune.delta import make_delta
+
+    return make_delta(str(base), str(tuned), Path(output))
+
+
+def apply_delta(base: str | Path, delta: str | Path, output: str | Path) -> None:
+    """Write the checkpoint that a base and a delta make into the new folder ``output``."""
+    from edgekit.steps.finetune.delta import apply_delta as run
+
+    run(str(base), Path(delta), Path(output))
+
+
+def join(bundles: Mapping[str, str | Path], output: str | Path) -> "Joined":
+    """Put the ONNX bundles of several tasks into one folder, what they have in common once."""
+    from edgekit.bundle.join import join as run
+
+    return run({name: Path(folder) for name, folder in bundles.items()}, Path(output))
 
 
 def analyze(

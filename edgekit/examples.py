@@ -64,13 +64,14 @@ class Batch:
 
     inputs: by name in the model's order; texts int64 [B, longest of the batch]. rows: int64 [B],
     the rows' places in the examples. labels and teacher: as in ``Examples``, ``None`` if it has
-    none.
+    none. place: of the batch in the training, from 0.
     """
 
     inputs: "dict[str, torch.Tensor]"
     rows: "torch.Tensor"
     labels: "torch.Tensor | None" = None
     teacher: "torch.Tensor | None" = None
+    place: int = 0
 
     def run(self, module: "nn.Module") -> "torch.Tensor":
         """The module's answer to the inputs, given in order."""

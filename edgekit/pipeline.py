@@ -11,6 +11,7 @@ from edgekit.bundle.write import check_new, check_output, copy_folder
 from edgekit.devices.device import Device, open_device, ready
 from edgekit.errors import BudgetError, UsageError
 from edgekit.events import Event, silent
+from edgekit.launch import read_launcher
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
 from edgekit.store import Store
@@ -64,12 +65,16 @@ def build(
     settings: Settings,
     *,
     save_model: Path | None = None,
+    launch: str | None = None,
+    tensorboard: Path | None = None,
     dry_run: bool = False,
     on_event: Callable[[Event], None] = silent,
 ) -> BuildResult:
     """Build a bundle for each target of the settings.
 
-    save_model: a new folder for the model that the steps made, as a checkpoint.
+    save_model: a new folder for the model that the steps made, as a checkpoint. launch: what runs
+    the steps as several processes, ``torchrun …`` or ``accelerate launch …``. tensorboard: a
+    folder for the curves of what learns.
 
     Raises an EdgekitError for input that cannot be used (nothing is written then), BudgetError
     when no plan fits the size limit, ProofError when a file does not do what the original does.
@@ -80,6 +85,7 @@ def build(
         check_output(_folder(settings, target), model=settings.model, overwrite=settings.overwrite)
     if save_model is not None:
         check_new(save_model)
+    launcher = () if launch is None else read_launcher(launch)
 
     devices = [ready(name) for name in settings.devices]
     work = stages.open_workbench(settings, Store(), on_event)
@@ -92,7 +98,7 @@ def build(
 
     if save_model is not None and not plan.steps:
         raise UsageError("no step changes this model, so there is none to save; add a --step")
-    compressed = stages.compress(work, plan)
+    compressed = stages.compress(work, plan, launcher=launcher, tensorboard=tensorboard)
     if save_model is not None:
         copy_folder(compressed.checkpoint, save_model)
     # Converters need the most memory, so they run before anything else has taken some.

@@ -113,29 +113,50 @@ class Compressed:
         return sum(deflated_bytes(text.encode()) for text in self.app_files.values())
 
 
-def compress(work: Workbench, plan: Plan) -> Compressed:
-    """Apply the plan's steps to the model."""
+def compress(
+    work: Workbench,
+    plan: Plan,
+    *,
+    launcher: Sequence[str] = (),
+    tensorboard: Path | None = None,
+) -> Compressed:
+    """Apply the plan's steps to the model.
+
+    launcher: the command that runs them as several processes (``launch.py``). tensorboard: where
+    trainings write their curves. Neither is part of the key.
+    """
     inputs = {**work.identity, "steps": [_step_fields(spec) for spec in plan.steps]}
 
     def produce(folder: Path) -> None:
         from edgekit.bundle.write import app_files
-        from edgekit.model import save_model
+        from edgekit.launch import apply_launched
+        from edgekit.model import identify, load_model, save_model
         from edgekit.step import Context, apply_steps
+        from edgekit.train_curves import curves_in
 
         model: Model | FileModel = work.outline
         if plan.steps:
-            context = Context(
-                work.data.train,
-                work.settings.seed,
-                folder=work.store.scratch("compress", inputs),
-                on_progress=lambda fraction, text: work.on_event(
-                    Event("progress", "compress", text, fraction=fraction)
-                ),
-                unlabeled=work.data.unlabeled,
-            )
-            steps = [spec.step for spec in plan.steps]
-            model = apply_steps(steps, cast("Model", work.original), context)
-            save_model(model, folder / "checkpoint")
+            scratch = work.store.scratch("compress", inputs)
+            if launcher:
+                made = apply_launched(
+                    launcher, work.settings, plan.steps, scratch, tensorboard, work.on_event
+                )
+                made.rename(folder / "checkpoint")
+                model = load_model(identify(str(folder / "checkpoint")))
+            else:
+                context = Context(
+                    work.data.train,
+                    work.settings.seed,
+                    folder=scratch,
+                    on_progress=lambda fraction, text: work.on_event(
+                        Event("progress", "compress", text, fraction=fraction)
+                    ),
+                    unlabeled=work.data.unlabeled,
+                )
+                steps = [spec.step for spec in plan.steps]
+                with curves_in(tensorboard):
+                    model = apply_steps(steps, cast("Model", work.original), context)
+                save_model(model, folder / "checkpoint")
         (folder / "app").mkdir()
         for name, text in app_files(model).items():
             (folder / "app" / name).write_text(text, encoding="utf-8")

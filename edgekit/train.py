@@ -1,9 +1,9 @@
 """The one training loop: every step that learns supplies a loss and calls ``train``.
 
-It runs on transformers' ``Trainer``, for what that brings: accumulation, clipping, devices and
-several processes. What the Trainer only approximates is kept here: its checkpoints hold pickles
-and are written in place, and its sampler by length draws from a global generator, so that a
-resumed run sees other batches (transformers 5.23).
+It runs on transformers' ``Trainer``, for what that brings: accumulation, clipping, mixed
+precision, devices and several processes. What the Trainer only approximates is kept here: its
+checkpoints hold pickles and are written in place, and its sampler by length draws from a global
+generator, so that a resumed run sees other batches (transformers 5.23).
 
 Rules:
 
@@ -23,19 +23,28 @@ Rules:
 6. A loss or gradient that is not finite is found before it touches a weight. That, or a mean
    loss of ten steps that is ten times the first loss (plus one), ends the training; the last
    state whose loss was sound is put back. Such a state is kept every 2 % of the steps.
+7. With ``patience`` the training ends when the first of the scores that ``evaluate`` returns
+   (higher is better) has not risen for that many evaluations. The state with the best score is
+   put back, also when the training ran to its end.
+8. Started by torchrun or accelerate, the processes share each batch (``train_processes.py``): the
+   losses are those of one process but for rounding, as long as a loss is a mean over rows and no
+   layer looks at the whole batch. The first process writes; the folder must be one that all see.
+   Another number of processes may go on from a checkpoint.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DataError, TrainingError, UsageError
 from edgekit.events import OnProgress, unwatched
 from edgekit.examples import Batch, Examples, collate, order_of
 from edgekit.model import quiet
+from edgekit.train_course import Course, Diverged, Report, Training
+from edgekit.train_curves import Curves
+from edgekit.train_processes import Processes, join
 from edgekit.train_state import (
     Checkpoint,
     Checkpoints,
@@ -54,60 +63,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     Loss = Callable[[nn.Module, Batch], torch.Tensor]
-    Tensors = dict[str, torch.Tensor]
 
-# Steps whose mean loss is shown and judged.
-_RECENT = 10
+__all__ = ["Report", "Training", "train"]
+
 _CLIP = 1.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long and how fast.
-
-    epochs: passes over the examples; may be a fraction. batch: rows of one pass through the
-    module; ``gradient_accumulation`` of them make one step. warmup: share of the steps in which
-    the learning rate rises. weight_decay: as in AdamW. max_minutes: wall-clock time, rule 5.
-    """
-
-    epochs: float = 3.0
-    learning_rate: float = 5e-5
-    batch: int = 32
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    schedule: Literal["linear", "cosine"] = "linear"
-    gradient_accumulation: int = 1
-    max_minutes: float | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a training did.
-
-    steps: done, of which ``planned`` were asked for. loss: the mean of the last ten steps.
-    losses: of each step. scores: what ``evaluate`` returned, by step. seconds: of all runs
-    together. resumed_from: the step of the checkpoint that this call went on from.
-    diverged_at: the step (from 1) whose loss was beyond use, with the rows of its batch;
-    restored: the step whose state was put back. note: a sentence when it did not go as asked.
-    """
-
-    steps: int
-    planned: int
-    epochs: float
-    seconds: float
-    loss: float
-    losses: tuple[float, ...]
-    scores: tuple[tuple[int, dict[str, float]], ...] = ()
-    resumed_from: int | None = None
-    diverged_at: int | None = None
-    diverged_rows: tuple[int, ...] = ()
-    restored: int | None = None
-    note: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field but the loss of each step."""
-        return {name: value for name, value in asdict(self).items() if name != "losses"}
 
 
 def train(
@@ -127,238 +86,87 @@ def train(
     loss: of one batch, a scalar that is a mean over its rows; ``batch.run(module)`` is the
     module's answer. folder: of this training with this loss alone, since a checkpoint cannot tell
     losses apart; nothing is written elsewhere. evaluate: called after each epoch and at the end,
-    within the time limit but for the last call. after_step: called after each step with the share
-    of the training that is done; whatever it changes or remembers must be parameters that learn
-    or buffers of the module, which are what a checkpoint keeps. checkpoint_seconds: the least time
-    between two checkpoints; 0 is after every step. Threads are torch's own number, as found.
+    with the module where it came from, within the time limit but for the last call. after_step:
+    called after each step with the share of the training that is done; whatever it changes or
+    remembers must be parameters that learn or buffers of the module, which are what a checkpoint
+    keeps. checkpoint_seconds: the least time between two checkpoints; 0 is after every step.
+    Threads are torch's own number, as found.
     Raises UsageError for settings that cannot be, DataError without rows, and TrainingError when
     nothing can learn, or when it diverged before any state was worth keeping.
     """
-    _check(training)
+    training.check()
+    if training.patience is not None and evaluate is None:
+        raise UsageError("patience needs a score to watch; leave it out, or give evaluate")
     if len(examples) == 0:
         raise DataError("there are no rows to train on; give training data with --data")
     if not any(each.requires_grad for each in module.parameters()):
         raise TrainingError("every parameter is frozen, so nothing can learn; unfreeze some")
-    course = _Course(training, len(examples), on_progress)
+    _check_precision(training)
+    processes = join()
+    course = Course(training, len(examples), on_progress if processes.first else unwatched)
+    folder = Path(processes.agree_text(str(folder.absolute())))
     folder.mkdir(parents=True, exist_ok=True)
     which = identity(module, examples, asdict(training))
     checkpoints = Checkpoints(folder, which, checkpoint_seconds)
-    found = checkpoints.last()
+    found = _last(checkpoints, processes)
     if found is not None:
         course.resume(found.record)
         course.good = found.part("good")
+        course.best = found.part("best")
         put(module, found.part("model"))
     if not course.finished:
         with chance_kept():
-            _run(module, examples, loss, course, checkpoints, found, evaluate, after_step)
+            _run(
+                module, examples, loss, course, checkpoints, found, processes, evaluate, after_step
+            )
     return course.report()
 
 
-def _check(training: Training) -> None:
-    """Raise UsageError for a setting that cannot be."""
-    least: dict[str, float] = {"batch": 1, "gradient_accumulation": 1, "weight_decay": 0}
-    for name, limit in least.items():
-        if getattr(training, name) < limit:
-            raise UsageError(f"{_flag(name)} must be at least {limit}")
-    for name in ("epochs", "learning_rate", "max_minutes"):
-        value = getattr(training, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{_flag(name)} must be above zero, is {value}")
-    if not 0 <= training.warmup < 1:
-        raise UsageError(f"warmup is a share of the steps, below 1, and not {training.warmup}")
+def _check_precision(training: Training) -> None:
+    """Raise UsageError where the device has no such numbers; a CPU has."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if training.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+        raise UsageError("this GPU has no bf16; leave precision at fp32")
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class _Diverged(Exception):
-    """The loss or the gradient of these rows is beyond use."""
-
-    def __init__(self, rows: list[int], why: str) -> None:
-        super().__init__(why)
-        self.rows = rows
-        self.why = why
-
-
-@dataclass
-class _Course:
-    """Where a training stands. ``steps`` is how many fit the time; ``step`` how many are done."""
-
-    training: Training
-    rows: int
-    on_progress: OnProgress
-    planned: int = 0
-    steps: int = 0
-    step: int = 0
-    before: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    good: "Tensors" = field(default_factory=dict)
-    good_step: int = 0
-    finished: bool = False
-    resumed_from: int | None = None
-    diverged: tuple[int, list[int], str] | None = None
-    started: float | None = None
-    first_step_ended: float = 0.0
-
-    def __post_init__(self) -> None:
-        batches = -(-self.rows // self.training.batch)
-        self.planned = math.ceil(
-            self.training.epochs * batches / self.training.gradient_accumulation
-        )
-        self.steps = self.planned
-
-    # A checkpoint's record
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "scores": self.scores,
-            "good_step": self.good_step,
-            "finished": self.finished,
-            "diverged": self.diverged,
-        }
-
-    def resume(self, record: Mapping[str, Any]) -> None:
-        self.step = self.resumed_from = record["step"]
-        self.steps = record["steps"]
-        self.before = record["seconds"]
-        self.losses = list(record["losses"])
-        self.scores = [(step, found) for step, found in record["scores"]]
-        self.good_step = record["good_step"]
-        self.finished = record["finished"]
-        self.diverged = record["diverged"]
-
-    @property
-    def begun(self) -> int:
-        """Steps that were done before this process."""
-        return self.resumed_from or 0
-
-    def end_step(self) -> None:
-        self.step += 1
-        if self.step == self.begun + 1:
-            self.first_step_ended = time.perf_counter()
-
-    # Time
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def finish(self) -> None:
-        self.before, self.started = self.seconds, None
-        self.finished = True
-
-    @property
-    def seconds(self) -> float:
-        running = 0.0 if self.started is None else time.perf_counter() - self.started
-        return self.before + running
-
-    def fit(self) -> None:
-        """Fit the number of steps to the time that is left (rule 5), a step being nearly done."""
-        if self.training.max_minutes is None or self.started is None:
-            return
-        limit = 60 * self.training.max_minutes
-        now = time.perf_counter()
-        if self.step == 0 and self.seconds > limit:
-            raise UsageError(
-                f"max-minutes {self.training.max_minutes:g} is too short: one step takes "
-                f"{self.seconds:.3g} s; give more, or a smaller batch"
-            )
-        done = self.step - self.begun
-        # The first step of a process is slow: memory is found and caches are filled.
-        each = (now - self.started) if done == 0 else (now - self.first_step_ended) / done
-        more = max(0, math.floor((limit - self.seconds) / each))
-        self.steps = min(self.planned, self.step + 1 + more)
-
-    def rate(self, step: int) -> float:
-        """The factor on the learning rate of a step, counted from 0 (rule 2)."""
-        rising = round(self.training.warmup * self.steps)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        left = max(0.0, (self.steps - step) / max(1, self.steps - rising))
-        return left if self.training.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
-
-    # Loss
-
-    @property
-    def recent(self) -> float:
-        """Mean loss of the last ten steps; NaN before the first."""
-        last = self.losses[-_RECENT:]
-        return sum(last) / len(last) if last else math.nan
-
-    def exploded(self) -> bool:
-        return self.recent > 10 * (1 + abs(self.losses[0]))
-
-    def sound(self) -> bool:
-        return self.recent <= 2 * (1 + abs(self.losses[0]))
-
-    def worth_keeping(self) -> bool:
-        return self.step % max(_RECENT, -(-self.planned // 50)) == 0 and self.sound()
-
-    def tell(self) -> None:
-        """Say how far it is."""
-        text = f"step {self.step} of {self.steps}, loss {self.recent:.4g}"
-        self.on_progress(self.step / self.steps, text)
-
-    def report(self) -> Report:
-        per_epoch = -(-self.rows // self.training.batch) / self.training.gradient_accumulation
-        steps = self.good_step if self.diverged else self.step
-        note = None
-        if self.diverged:
-            note = self.divergence() + f"; the state after step {self.good_step} was put back"
-        elif self.step < self.planned:
-            note = (
-                f"{self.step} of {self.planned} steps were done in the "
-                f"{self.training.max_minutes:g} minutes that max-minutes leaves"
-            )
-        return Report(
-            steps=steps,
-            planned=self.planned,
-            epochs=steps / per_epoch,
-            seconds=self.seconds,
-            loss=self.recent,
-            losses=tuple(self.losses),
-            scores=tuple(self.scores),
-            resumed_from=self.resumed_from,
-            diverged_at=self.diverged[0] if self.diverged else None,
-            diverged_rows=tuple(self.diverged[1]) if self.diverged else (),
-            restored=self.good_step if self.diverged else None,
-            note=note,
-        )
-
-    def divergence(self) -> str:
-        """Where and how it diverged, as the beginning of a sentence."""
-        assert self.diverged is not None
-        step, rows, why = self.diverged
-        named = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-        return f"the training diverged at step {step} of {self.planned}: {why} on rows {named}"
+def _last(checkpoints: Checkpoints, processes: Processes) -> Checkpoint | None:
+    """The last checkpoint; the first process says which, since it clears the folder up."""
+    found = checkpoints.last() if processes.first else None
+    step = int(processes.agree(-1 if found is None else found.record["step"]))
+    return checkpoints.read(step) if step >= 0 and not processes.first else found
 
 
 def _run(
     module: "nn.Module",
     examples: Examples,
     loss: "Loss",
-    course: _Course,
+    course: Course,
     checkpoints: Checkpoints,
     found: Checkpoint | None,
+    processes: Processes,
     evaluate: Callable[[], Mapping[str, float]] | None,
     after_step: Callable[[float], None] | None,
 ) -> None:
     """Train from where the course stands to its end, or to where it diverges."""
+    device = next(module.parameters()).device
 
     def score(step: int) -> None:
-        if evaluate is not None and (not course.scores or course.scores[-1][0] != step):
-            with chance_kept():
-                course.scores.append((step, dict(evaluate())))
+        if evaluate is None or (course.scores and course.scores[-1][0] == step):
+            return
+        trained_on = next(module.parameters()).device
+        module.to(device)
+        with chance_kept():
+            scores = {name: processes.agree(value) for name, value in evaluate().items()}
+        module.to(trained_on)
+        course.scores.append((step, scores))
+        if course.training.patience is not None and course.improved:
+            course.best, course.best_step = take(module), step
 
-    device = next(module.parameters()).device
     try:
-        _fit(module, examples, loss, course, checkpoints, found, score, after_step)
-    except _Diverged as error:
+        _fit(module, examples, loss, course, checkpoints, found, processes, score, after_step)
+    except Diverged as error:
         course.diverged = (course.step + 1, error.rows, error.why)
         if not course.good:
             raise TrainingError(
@@ -370,34 +178,37 @@ def _run(
         module.to(device)
         module.zero_grad()
     score(course.good_step if course.diverged else course.step)
+    if course.best:
+        put(module, course.best)
     course.finish()
-    checkpoints.save(course.step, course.to_json(), {"model": take(module)})
+    if processes.first:
+        checkpoints.save(course.step, course.to_json(), {"model": take(module)})
 
 
 def _fit(
     module: "nn.Module",
     examples: Examples,
     loss: "Loss",
-    course: _Course,
+    course: Course,
     checkpoints: Checkpoints,
     found: Checkpoint | None,
+    processes: Processes,
     score: Callable[[int], None],
     after_step: Callable[[float], None] | None,
 ) -> None:
-    """A Trainer run of the batches that are left. Raises _Diverged."""
+    """A Trainer run of the batches that are left. Raises Diverged."""
     import torch
     from torch import nn
 
     with quiet():
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+        from transformers import PrinterCallback, Trainer, TrainerCallback
 
     training = course.training
     accumulated = training.gradient_accumulation
     rows_at = order_of(examples, training.batch, training.seed)
     per_epoch = -(-len(examples) // training.batch)
-    # Of the step that is being done: the loss and the rows of each of its batches.
+    # Of each batch of the step that is being done, over all processes once they all know it.
     losses: list[float] = []
-    rows_seen: list[int] = []
 
     class Learner(nn.Module):
         """The module with its loss, as the Trainer wants a model."""
@@ -412,19 +223,9 @@ def _fit(
             """The Trainer asks for it at each step; the module stays as it came (rule 1)."""
             return self
 
-        def forward(
-            self,
-            inputs: dict[str, torch.Tensor],
-            rows: torch.Tensor,
-            labels: torch.Tensor | None = None,
-            teacher: torch.Tensor | None = None,
-        ) -> dict[str, torch.Tensor]:
-            found = loss(self.module, Batch(inputs, rows, labels, teacher))
-            value = float(found.detach())
-            losses.append(value)
-            rows_seen.extend(rows.tolist())
-            if not math.isfinite(value):
-                raise _Diverged(rows.tolist(), f"a loss of {value}")
+        def forward(self, weight: float, **fields: Any) -> dict[str, torch.Tensor]:
+            found = loss(self.module, Batch(**fields)) * weight
+            losses.append(float(found.detach()))
             return {"loss": found}
 
     class Steering(TrainerCallback):
@@ -435,21 +236,28 @@ def _fit(
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             losses.clear()
-            rows_seen.clear()
-            if found is not None and course.step == course.resumed_from:
+            if course.step == course.begun:
                 # Not earlier, since making the data loader draws a number too.
-                put_chance(found.part("chance"))
+                put_chance({} if found is None else found.part("chance"), training.seed, processes)
 
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            losses[:] = processes.mean(losses)
+            place = course.step * accumulated
+            batches = [rows_at(place + number).tolist() for number in range(accumulated)]
+            for batch, value in zip(batches, losses, strict=True):
+                if not math.isfinite(value):
+                    raise Diverged(batch, f"a loss of {value}")
+            rows = [row for batch in batches for row in batch]
             gradients = [each.grad for each in learning if each.grad is not None]
             if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-                raise _Diverged([*rows_seen], "a gradient that is not finite")
-            course.fit()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                raise Diverged(rows, "a gradient that is not finite")
             course.losses.append(sum(losses) / len(losses))
             if course.exploded():
-                raise _Diverged([*rows_seen], f"a mean loss of {course.recent:.4g}")
+                raise Diverged(rows, f"a mean loss of {course.recent:.4g}")
+            if training.max_minutes is not None:
+                course.fit(int(processes.agree(course.fitting())))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             course.end_step()
             if after_step is not None:
                 after_step(course.step / course.steps)
@@ -458,16 +266,23 @@ def _fit(
             if course.step * accumulated % per_epoch < accumulated:
                 score(course.step)
             course.tell()
-            if course.step >= course.steps:
+            curves.write(course)
+            if course.step >= course.steps or course.out_of_patience:
                 control.should_training_stop = True
-            elif checkpoints.due():
-                parts = {
-                    "model": take(module),
-                    "good": course.good,
-                    "optimizer": take_optimizer(optimizer),
-                    "chance": take_chance(),
-                }
-                checkpoints.save(course.step, course.to_json(), parts)
+            elif processes.agree(checkpoints.due()):
+                save()
+
+    def save() -> None:
+        chance = take_chance(processes)
+        if processes.first:
+            parts = {
+                "model": take(module),
+                "good": course.good,
+                "best": course.best,
+                "optimizer": take_optimizer(optimizer),
+                "chance": chance,
+            }
+            checkpoints.save(course.step, course.to_json(), parts)
 
     learner = Learner()
     learning = [each for each in module.parameters() if each.requires_grad]
@@ -477,15 +292,50 @@ def _fit(
     )
     if found is not None:
         put_optimizer(optimizer, found.part("optimizer"))
+
+    def collated(chosen: list[int]) -> dict[str, Any]:
+        (place,) = chosen
+        rows, weight = processes.share(rows_at(place))
+        return {**collate(examples, rows), "place": place, "weight": weight}
+
+    # Each process takes one of every ``count`` items that follow one another.
+    places: Any = [
+        place
+        for place in range(course.step * accumulated, course.planned * accumulated)
+        for _ in range(processes.count)
+    ]
+    trainer = Trainer(
+        model=learner,
+        args=_arguments(course, checkpoints.folder),
+        train_dataset=places,
+        data_collator=collated,
+        optimizers=(optimizer, schedule),
+        callbacks=[Steering()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with quiet(), Curves(course, checkpoints.folder, processes) as curves:
+        trainer.train()
+
+
+def _arguments(course: Course, folder: Path) -> Any:
+    """The Trainer's settings for the batches that are left; all that it would write is off."""
+    import torch
+    from transformers import TrainingArguments
+
+    training = course.training
     arguments = TrainingArguments(
-        output_dir=str(checkpoints.folder),
+        output_dir=str(folder),
         max_steps=course.planned - course.step,
         # One item of the data is a whole batch already.
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=accumulated,
+        gradient_accumulation_steps=training.gradient_accumulation,
         train_sampling_strategy="sequential",
         max_grad_norm=_CLIP,
         seed=training.seed,
+        bf16=training.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
+        # A student may hold parts that a loss does not reach.
+        ddp_find_unused_parameters=True,
         save_strategy="no",
         logging_strategy="no",
         logging_nan_inf_filter=False,
@@ -496,18 +346,7 @@ def _fit(
     )
     # Several GPUs are several processes (torchrun), never threads of one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    places: Any = range(course.step * accumulated, course.planned * accumulated)
-    trainer = Trainer(
-        model=learner,
-        args=arguments,
-        train_dataset=places,
-        data_collator=lambda chosen: collate(examples, rows_at(chosen[0])),
-        optimizers=(optimizer, schedule),
-        callbacks=[Steering()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    with quiet():
-        trainer.train()
+    return arguments
 
 
 def _optimizer(learning: "list[nn.Parameter]", training: Training) -> "torch.optim.Optimizer":

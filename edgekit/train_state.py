@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.examples import Examples
+    from edgekit.train_processes import Processes
 
     Tensors = dict[str, torch.Tensor]
 
@@ -66,18 +67,24 @@ class Checkpoints:
 
     def last(self) -> Checkpoint | None:
         """The newest one that is whole and of this training; anything else is removed."""
-        from safetensors.torch import load_file
-
         found = None
         for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
             if found is None and _step(path) >= 0:
                 with contextlib.suppress(Exception):  # damaged in any way: as if it were not there
-                    record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-                    if record["identity"] == self.identity:
-                        found = Checkpoint(record, load_file(path / _STATE))
+                    read = self.read(_step(path))
+                    if read.record["identity"] == self.identity:
+                        found = read
                         continue
             shutil.rmtree(path, ignore_errors=True)
         return found
+
+    def read(self, step: int) -> Checkpoint:
+        """The one of that step, whosever it is."""
+        from safetensors.torch import load_file
+
+        path = self.folder / f"checkpoint-{step}"
+        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        return Checkpoint(record, load_file(path / _STATE))
 
     def due(self) -> bool:
         """Whether it is time for another."""
@@ -185,23 +192,32 @@ def put_optimizer(optimizer: "torch.optim.Optimizer", tensors: "Tensors") -> Non
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def take_chance() -> "Tensors":
-    """The state of torch's generators."""
+def take_chance(processes: "Processes") -> "Tensors":
+    """The state of torch's generators in each process, uint8 [processes, …]."""
     import torch
 
-    found = {"cpu": torch.get_rng_state()}
+    found = {"cpu": processes.gather(torch.get_rng_state())}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
+        found["cuda"] = processes.gather(torch.cuda.get_rng_state())
     return found
 
 
-def put_chance(tensors: "Tensors") -> None:
-    """Set torch's generators to what ``take_chance`` returned."""
+def put_chance(tensors: "Tensors", seed: int, processes: "Processes") -> None:
+    """Set torch's generators to what ``take_chance`` returned.
+
+    A process of which that says nothing draws numbers of its own; the first one keeps what it has.
+    """
     import torch
 
-    torch.set_rng_state(tensors["cpu"])
+    rank = processes.rank
+    if rank and (not tensors or rank >= len(tensors["cpu"])):
+        torch.manual_seed(int(np.random.default_rng([seed, rank]).integers(2**63)))
+        return
+    # Cloned, since torch reads a state from where its storage begins (2.13).
+    if "cpu" in tensors:
+        torch.set_rng_state(tensors["cpu"][rank].clone())
     if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+        torch.cuda.set_rng_state(tensors["cuda"][rank].clone())
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from edgekit.errors import DataError, TrainingError, UsageError
 from edgekit.examples import Batch, Examples, batches, collate, teacher_outputs, token_labels
 from edgekit.preprocess import Encoded
 from edgekit.train import Training, train
+from edgekit.train_curves import curves_in
 
 from .tiny_training import TRAINING, bag, cross_entropy, learn, texts
 
@@ -155,6 +156,111 @@ def test_scores_come_after_each_epoch_and_disturb_nothing(tmp_path: Path) -> Non
     report = learn(tmp_path / "scored", scored, evaluate=evaluate)
     assert [step for step, _ in report.scores] == [13, 26, 39]
     assert same(weights(plain), weights(scored))
+
+
+# Precision, patience, curves
+
+
+def test_half_the_bits_learn_as_well_and_weights_stay_whole(tmp_path: Path) -> None:
+    module, seen = bag(), []
+
+    def loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+        seen.append(batch.run(module).dtype)
+        return cross_entropy(module, batch)
+
+    training = replace(TRAINING, precision="bf16")
+    report = train(module, texts(), loss, training, folder=tmp_path)
+    whole = learn(tmp_path / "whole", bag())
+    assert set(seen) == {torch.bfloat16}
+    assert report.loss < report.losses[0] / 2 and report.losses != whole.losses
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+
+
+def scores_of(values: list[float]) -> tuple[Callable[[], dict[str, float]], list[Any]]:
+    """An evaluation that returns these one after the other, and a list of its calls."""
+    seen: list[Any] = []
+
+    def evaluate() -> dict[str, float]:
+        seen.append(len(seen))
+        return {"accuracy": values[len(seen) - 1], "other": -1.0}
+
+    return evaluate, seen
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "done", "kept"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.9], 2, 4, 2),
+        ([0.1, 0.3, 0.2, 0.4, 0.1], 2, 5, 4),
+        ([0.5, 0.4, 0.9, 0.9, 0.9], 1, 2, 1),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 5, 5),
+    ],
+)
+def test_patience_stops_at_its_epoch_and_the_best_is_put_back(
+    tmp_path: Path, values: list[float], patience: int, done: int, kept: int
+) -> None:
+    """Epochs have 13 steps. What is put back is what a run that was cut there had."""
+    evaluate, seen = scores_of(values)
+    training = replace(TRAINING, epochs=5, patience=patience)
+    module, best = bag(), bag()
+    report = learn(tmp_path / "a", module, training=training, evaluate=evaluate)
+    assert (len(seen), len(report.losses), report.steps) == (done, 13 * done, 13 * kept)
+    assert report.restored == (None if kept == done else 13 * kept)
+    assert (report.note is None) == (kept == done == 5)
+    if done < 5:
+        assert report.note is not None
+        assert f"stopped after step {13 * done} of 65, since accuracy was not" in report.note
+    with pytest.raises(KeyboardInterrupt):
+        learn(
+            tmp_path / "b",
+            best,
+            training=replace(training, patience=9),
+            evaluate=scores_of(values)[0],
+            on_progress=interrupt_at(13 * kept),
+        )
+    assert same(weights(module), weights(best))
+
+
+def test_patience_outlives_a_kill(tmp_path: Path) -> None:
+    values = [0.1, 0.3, 0.2, 0.1, 0.9]
+    training = replace(TRAINING, epochs=5, patience=2)
+    whole, cut = bag(), bag()
+    expected = learn(tmp_path / "a", whole, training=training, evaluate=scores_of(values)[0])
+    options: Any = {"training": training, "evaluate": scores_of(values)[0]}
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "b", bag(), on_progress=interrupt_at(30), **options)
+    options["evaluate"] = scores_of(values[2:])[0]
+    report = learn(tmp_path / "b", cut, **options)
+    assert report.resumed_from == 29 and report.scores == expected.scores
+    assert report.note == expected.note and same(weights(whole), weights(cut))
+
+
+def test_patience_needs_a_score(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="patience needs a score"):
+        learn(tmp_path, bag(), training=replace(TRAINING, patience=1))
+
+
+def test_progress_has_the_running_metric(tmp_path: Path) -> None:
+    told: list[str] = []
+    evaluate, _ = scores_of([0.25, 0.5, 0.75])
+    learn(tmp_path, bag(), evaluate=evaluate, on_progress=lambda _, text: told.append(text))
+    assert "accuracy" not in told[0]
+    assert told[13].endswith(", accuracy 0.25") and told[-1].endswith(", accuracy 0.75")
+
+
+def test_curves_are_written_on_request_and_go_on(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    home, steps = tmp_path / "curves", tmp_path / "step-0" / "training"
+    evaluate, _ = scores_of([0.25, 0.5, 0.75])
+    with curves_in(home), pytest.raises(KeyboardInterrupt):
+        learn(steps, bag(), evaluate=evaluate, on_progress=interrupt_at(20))
+    with curves_in(home):
+        report = learn(steps, bag(), evaluate=lambda: {"accuracy": 0.75})
+    found = accumulator.EventAccumulator(str(home / "step-0")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, STEPS + 1))
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx(report.losses)
+    assert [event.step for event in found.Scalars("accuracy")] == [13, 26, 39]
+    assert found.Scalars("learning rate")[-1].value == pytest.approx(5e-2 / 35, rel=0.01)
 
 
 # Going on

@@ -19,12 +19,14 @@ from edgekit.cli import (
     bench,
     build,
     cache,
+    delta,
     devices,
     diff,
     doctor,
     gate,
     init,
     inspect,
+    join,
     steps,
     targets,
     verify,
@@ -47,6 +49,9 @@ app.command("gate")(gate.run)
 app.command("inspect")(inspect.run)
 app.command("diff")(diff.run)
 app.command("analyze")(analyze.run)
+app.command("join")(join.run)
+app.command("delta")(delta.make)
+app.command("apply-delta")(delta.apply)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)
 app.command("doctor")(doctor.run)

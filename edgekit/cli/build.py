@@ -58,6 +58,18 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep the model that the steps made, as a checkpoint."),
     ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Run the steps as several processes: 'torchrun --nproc-per-node 2', or "
+            "'accelerate launch …'.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the curves of what learns for TensorBoard."),
+    ] = None,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     allow_random_calibration: Annotated[
@@ -108,7 +120,14 @@ def run(
     if not json:
         render.show_settings(settings)
     with render.watching(json) as on_event:
-        result = build(settings, save_model=save_model, dry_run=dry_run, on_event=on_event)
+        result = build(
+            settings,
+            save_model=save_model,
+            launch=launch,
+            tensorboard=tensorboard,
+            dry_run=dry_run,
+            on_event=on_event,
+        )
     if json:
         render.show_json({"settings": settings.to_json(), **result.to_json()})
     else:
