@@ -202,7 +202,7 @@ def _source_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         # The command line and what people read cannot change what a stage writes.
-        if path.relative_to(package).parts[0] in ("cli", "report", "gate"):
+        if path.relative_to(package).parts[0] in ("cli", "reports", "gate"):
             continue
         digest.update(str(path.relative_to(package)).encode())
         digest.update(path.read_bytes())
