@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def read_onnx(path: Path) -> Contents:
     """Contents of an ONNX file. Raises ModelError when it is damaged or no ONNX."""
-    model = _parse(path)
-    beside = sum(file.stat().st_size for file in _files_beside(model, path))
+    model = parse_onnx(path)
+    beside = sum(file.stat().st_size for file in files_beside(model, path))
     return Contents(
         format="onnx",
         bytes=path.stat().st_size + beside,
@@ -39,8 +39,8 @@ def load_onnx(path: Path) -> "onnx.ModelProto":
 
     from edgekit.export.onnx_sparse import expand_constants
 
-    model = _parse(path)
-    if _files_beside(model, path):
+    model = parse_onnx(path)
+    if files_beside(model, path):
         onnx.load_external_data_for_model(model, str(path.parent))
     expand_constants(model)
     return model
@@ -73,8 +73,8 @@ def subgraphs(node: "onnx.NodeProto") -> Iterator["onnx.GraphProto"]:
         yield from attribute.graphs
 
 
-def _parse(path: Path) -> "onnx.ModelProto":
-    """The file's structure, checked; weights that it keeps in files beside it stay there.
+def parse_onnx(path: Path) -> "onnx.ModelProto":
+    """A file's structure, checked; weights that it keeps in files beside it stay there.
 
     Raises ModelError when it is damaged, or names files that are not in its folder.
     """
@@ -97,7 +97,7 @@ def _parse(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def _files_beside(model: "onnx.ModelProto", path: Path) -> list[Path]:
+def files_beside(model: "onnx.ModelProto", path: Path) -> list[Path]:
     """The files that hold the weights of this one; the checker has seen that they are there."""
     entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
     places = {entry.value for entry in entries if entry.key == "location"}
@@ -110,7 +110,7 @@ def _tensor(value: "onnx.ValueInfoProto") -> Tensor:
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
         for dim in kind.shape.dim
     )
-    return Tensor(value.name, _dtype_name(kind.elem_type), shape)
+    return Tensor(value.name, dtype_name(kind.elem_type), shape)
 
 
 def _operations(model: "onnx.ModelProto") -> Iterator[str]:
@@ -165,7 +165,7 @@ def _constant(node: "onnx.NodeProto") -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, tensor: "onnx.TensorProto") -> StoredTensor:
-    return StoredTensor(name, _dtype_name(tensor.data_type), tuple(tensor.dims), _bytes_of(tensor))
+    return StoredTensor(name, dtype_name(tensor.data_type), tuple(tensor.dims), _bytes_of(tensor))
 
 
 def _bytes_of(tensor: "onnx.TensorProto") -> int:
@@ -174,12 +174,12 @@ def _bytes_of(tensor: "onnx.TensorProto") -> int:
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(map(len, tensor.string_data))
     count = int(np.prod(tensor.dims, dtype=np.int64))
-    if _dtype_name(tensor.data_type) in ("int4", "uint4", "float4e2m1"):
+    if dtype_name(tensor.data_type) in ("int4", "uint4", "float4e2m1"):
         return (count + 1) // 2
     return count * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
 
 
-def _dtype_name(data_type: int) -> str:
+def dtype_name(data_type: int) -> str:
     import onnx
 
     name: str = onnx.TensorProto.DataType.Name(data_type).lower()

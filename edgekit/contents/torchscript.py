@@ -2,23 +2,23 @@
 
 The archive is a zip (torch/csrc/jit/docs/serialization.md): ``code/`` is the program as text,
 ``constants/`` and ``data/`` hold one buffer a file, and two pickles, ``constants.pkl`` and
-``data.pkl``, say which tensor lies in which buffer. A pickle can call any function; the reader
-below gives it inert stand-ins only, so that it can do no more than describe itself.
+``data.pkl``, say which tensor lies in which buffer. A pickle can call any function; here it is
+only read (``pickles``), so that it can do no more than describe itself.
 """
 
-import io
+import contextlib
 import json
-import pickle
 import re
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Tensor
 from edgekit.contents import Contents, StoredTensor
+from edgekit.contents.pickles import Made, Named, Pairs, describe
 from edgekit.errors import ModelError
 
 # Where an exporter of ours describes the inputs and outputs, which TorchScript itself does not.
@@ -42,29 +42,42 @@ _DTYPES = {
 }
 _CALL = re.compile(r"\b(torch|ops\.\w+)\.(\w+)\(")
 _PARAMETER = re.compile(r"(\w+): ")
+_PACKED = ("weight", "bias")  # of packed parameters
+_LARGEST = 2**28  # bytes of code, or of a pickle, at most
 
 
 def read_torchscript(path: Path) -> Contents:
     """Contents of a TorchScript archive. Raises ModelError when it is damaged or no archive."""
+    with opened(path) as archive:
+        return _read(archive, path)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> "Iterator[Archive]":
+    """An archive whose checksums are right; what fails while it is open is a ModelError."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             if damaged is not None:
                 raise ModelError(f"{path} is damaged: {damaged} has changed; copy it again")
-            return _read(_Archive(archive, archive.namelist()[0].split("/")[0]), path)
+            yield Archive(archive, archive.namelist()[0].split("/")[0])
     except ModelError:
         raise
-    except Exception as error:  # a garbled pickle can fail in any way
-        reason = f"{type(error).__name__}: {error}"
+    except Exception as error:  # a garbled archive can fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise ModelError(f"{path} is damaged or no TorchScript ({reason}); save it again") from None
 
 
 @dataclass(frozen=True)
-class _Archive:
+class Archive:
+    """An open archive. root: the folder inside it that all records lie in."""
+
     zip: zipfile.ZipFile
     root: str
 
     def read(self, record: str) -> bytes:
+        if self.size(record) > _LARGEST:
+            raise ValueError(f"{record} is larger than any program")
         return self.zip.read(f"{self.root}/{record}")
 
     def has(self, record: str) -> bool:
@@ -73,21 +86,22 @@ class _Archive:
     def size(self, record: str) -> int:
         return self.zip.getinfo(f"{self.root}/{record}").file_size
 
-    def unpickle(self, name: str) -> Any:
-        return _InertUnpickler(io.BytesIO(self.read(f"{name}.pkl"))).load()
-
     def code(self) -> Iterator[str]:
+        start = f"{self.root}/"
         for name in self.zip.namelist():
-            if name.startswith(f"{self.root}/code/") and name.endswith(".py"):
-                yield self.zip.read(name).decode()
+            if name.startswith(f"{start}code/") and name.endswith(".py"):
+                yield self.read(name.removeprefix(start)).decode()
+
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Every tensor that a pickle speaks of, with the record that its numbers are in. What is
+        quantized is followed by its scales and zero points, ``.scale`` and ``.zero``."""
+        for pickle, stem in (("data", ""), ("constants", "CONSTANTS.c")):
+            yield from _Tensors(pickle).of(describe(self.read(f"{pickle}.pkl")), stem)
 
 
-def _read(archive: _Archive, path: Path) -> Contents:
-    module = archive.unpickle("data")
-    constants = archive.unpickle("constants")
-    found = (*_tensors(module, "data", ""), *_tensors(constants, "constants", "CONSTANTS.c"))
-    once = dict(reversed(found))
-    inputs, outputs = _ends(archive, module)
+def _read(archive: Archive, path: Path) -> Contents:
+    once = dict(reversed(list(archive.tensors())))
+    inputs, outputs = _ends(archive)
     return Contents(
         format="torchscript",
         bytes=path.stat().st_size,
@@ -101,14 +115,14 @@ def _read(archive: _Archive, path: Path) -> Contents:
     )
 
 
-def _calls(archive: _Archive) -> Iterator[str]:
+def _calls(archive: Archive) -> Iterator[str]:
     """Operations as often as the code names them."""
     for text in archive.code():
         for space, name in _CALL.findall(text):
             yield f"{'aten' if space == 'torch' else space.removeprefix('ops.')}::{name}"
 
 
-def _ends(archive: _Archive, module: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _ends(archive: Archive) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs and outputs: from our record, or the names alone from the code of ``forward``."""
     if archive.has(SIGNATURE):
         record = json.loads(archive.read(SIGNATURE))
@@ -117,78 +131,52 @@ def _ends(archive: _Archive, module: Any) -> tuple[tuple[Tensor, ...], tuple[Ten
             for side in ("inputs", "outputs")
         )
         return next(ends), next(ends)
-    name = type(module).__name__
+    module = describe(archive.read("data.pkl"))
+    name = module.by.rpartition(".")[2] if isinstance(module, Made) else ""
     code = next(text for text in archive.code() if f"class {name}(" in text)
     forward = code[code.index(f"class {name}(") :].partition("def forward(self")[2]
     names = _PARAMETER.findall(forward.partition("->")[0])
     return tuple(Tensor(name, "unknown", ()) for name in names), ()
 
 
-def _tensors(value: Any, pickle: str, name: str) -> Iterator[tuple[str, StoredTensor]]:
-    """The tensors in an unpickled value, each with the record of its buffer."""
-    if isinstance(value, _View):
-        record = f"{pickle}/{value.storage.key}"
-        yield record, StoredTensor(name, value.storage.dtype, tuple(value.shape), 0)
-        yield from _tensors(value.rest, pickle, name)
-    elif isinstance(value, _Instance):
-        yield from _tensors(value.state, pickle, name)
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _tensors(part, pickle, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            joint = "" if name.endswith(".c") else "."
-            yield from _tensors(part, pickle, f"{name}{joint}{number}")
+@dataclass
+class _Tensors:
+    """The tensors in a described value. Each part of it is visited once, however often it is
+    spoken of, or a small pickle could keep us busy for ever."""
 
+    pickle: str
+    seen: dict[int, Any] = field(default_factory=dict)  # by id, and kept alive
 
-@dataclass(frozen=True)
-class _Storage:
-    dtype: str
-    key: str
+    def of(self, value: Any, name: str) -> Iterator[tuple[str, StoredTensor]]:
+        if id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        if isinstance(value, Made) and "._rebuild" in value.by:
+            yield from self._tensor(value, name)
+        elif isinstance(value, Made):
+            words = _PACKED if value.by.endswith("PackedParamsBase") else ()
+            if words and isinstance(value.state, tuple):
+                for word, part in zip(words, value.state):
+                    yield from self.of(part, f"{name}.{word}")
+            else:
+                yield from self.of(value.arguments, name)
+                yield from self.of(value.state, name)
+        elif isinstance(value, Pairs):
+            for key, part in value.items:
+                if isinstance(key, str | int):
+                    yield from self.of(part, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, list | tuple):
+            for number, part in enumerate(value):
+                joint = "" if name.endswith(".c") else "."
+                yield from self.of(part, f"{name}{joint}{number}")
 
-
-@dataclass(frozen=True)
-class _View:
-    """A tensor: a buffer and a shape. rest: strides, and the scales of a quantized tensor."""
-
-    storage: _Storage
-    shape: tuple[int, ...]
-    rest: tuple[Any, ...]
-
-
-class _Instance:
-    """Stands in for an object of any class."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Follows the format and calls nothing but the stand-ins here."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _DTYPES:
-            return _DTYPES[name]
-        if module == "collections" and name == "OrderedDict":
-            return OrderedDict
-        if name.startswith("_rebuild"):
-            return _rebuild
-        if module == "torch.jit._pickle":
-            return _unwrap
-        return type(name, (_Instance,), {})
-
-    def persistent_load(self, reference: Any) -> _Storage:
-        _, dtype, key, *_ = reference
-        return _Storage(dtype if isinstance(dtype, str) else "unknown", key)
-
-
-def _rebuild(storage: Any, offset: int, shape: tuple[int, ...], *rest: Any) -> _View:
-    """For ``torch._utils._rebuild_tensor_v2`` and ``_rebuild_qtensor``."""
-    return _View(storage, shape, rest)
-
-
-def _unwrap(value: Any, *types: Any) -> Any:
-    """For ``build_intlist``, ``restore_type_tag`` and their like."""
-    return value
+    def _tensor(self, made: Made, name: str) -> Iterator[tuple[str, StoredTensor]]:
+        """``_rebuild_tensor_v2(storage, offset, shape, …)`` or ``_rebuild_qtensor``."""
+        storage, _, shape, *rest = made.arguments
+        kind, key = storage.key[1:3]
+        dtype = _DTYPES.get(kind.name.rpartition(".")[2], "unknown")
+        yield f"{self.pickle}/{key}", StoredTensor(name, dtype, tuple(map(int, shape)), 0)
+        for quantizer in rest:
+            if isinstance(quantizer, tuple) and quantizer and isinstance(quantizer[0], Named):
+                for word, part in zip(("scale", "zero"), quantizer[1:]):
+                    yield from self.of(part, f"{name}.{word}")

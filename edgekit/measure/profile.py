@@ -18,6 +18,7 @@ from typing import Any
 
 from edgekit.artifact import Artifact
 from edgekit.contents.operators import Graph, Value, origins, read_graph
+from edgekit.contents.places import layer_of
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
@@ -26,14 +27,6 @@ from edgekit.preprocess import Encoded
 BETWEEN = "between operators"
 # The fewest numbers in a constant that names a layer; fewer are epsilons and scales of one.
 _NAMING = 2
-# What exporters append to the name of a weight that they change.
-_SUFFIX = re.compile(
-    r"(\.(int8|scale|float32|unscaled|columns|transposed|rows|filter|block|weight|bias))+$"
-)
-_LAYER = re.compile(r"(?:^|[._])(?:layers?|h|blocks?)\.(\d+)\.(.+)")
-_INNER = re.compile(r"intermediate|output|ffn|\bff\b|mlp|bottleneck|lin\d|layer_?norm", re.I)
-_ATTENTION = re.compile(r"att(entio)?n|sa_layer_norm", re.I)
-_HEAD = re.compile(r"classifier|pooler|logits_proj|sequence_summary|score\b")
 # Products with weights, as XNNPACK calls them and as the file does. A convolution of one pixel is
 # a product of matrices to XNNPACK.
 _DELEGATE_PRODUCTS = ("Fully Connected", "Convolution", "Deconvolution")
@@ -108,20 +101,6 @@ def by_layer(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"layer": layer, "seconds": seconds, "share": seconds / total}
         for layer, seconds in sums.items()
     ]
-
-
-def layer_of(weight: str) -> str:
-    """``embeddings``, ``layer 3 attention``, ``layer 3 feed-forward``, ``head``; else the part of
-    the model that the weight's name says."""
-    name = _SUFFIX.sub("", weight.split(";")[0])
-    layer = _LAYER.search(name + ".")
-    if layer and _ATTENTION.search(layer[2]):
-        return f"layer {layer[1]} attention"
-    if layer and _INNER.search(layer[2]):
-        return f"layer {layer[1]} feed-forward"
-    if "embedding" in name or name.endswith("positions"):
-        return "embeddings"
-    return "head" if _HEAD.search(name) else name
 
 
 def _layers(ops: Sequence[Mapping[str, Any]], graph: Graph) -> list[str | None]:

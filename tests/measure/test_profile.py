@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact, Format, Tensor
+from edgekit.contents.places import layer_of
 from edgekit.data import Rows
 from edgekit.devices import agent
 from edgekit.export import export_artifact
 from edgekit.export.tflite_file import write_program
 from edgekit.export.tflite_graph import Graph, Program, Signature, constant, operator, schema
 from edgekit.export.tflite_graph import Tensor as Value
-from edgekit.measure.profile import BETWEEN, by_layer, layer_of, name_layers, profile, top
+from edgekit.measure.profile import BETWEEN, by_layer, name_layers, profile, top
 from edgekit.model import identify, load_model
 from edgekit.preprocess import Encoded
 from tests.tiny import tiny_checkpoint, tiny_texts
