@@ -23,6 +23,7 @@ from edgekit.cli import (
     doctor,
     init,
     inspect,
+    report,
     steps,
     targets,
     verify,
@@ -42,6 +43,7 @@ app.command("build")(build.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("inspect")(inspect.run)
+app.command("report")(report.run)
 app.command("analyze")(analyze.run)
 app.command("targets")(targets.run)
 app.command("steps")(steps.run)

@@ -14,7 +14,6 @@ from edgekit.measure.evidence import Lengths, MemorySample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Placeholders, and the variables of the page's style that take their places.
 _INK, _MUTED, _GRID, _ACCENT, _SECOND, _PAPER = (f"#01020{n}" for n in range(6))

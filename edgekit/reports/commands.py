@@ -1,10 +1,9 @@
 """The commands that repeat what a report shows, as a shell takes them."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekit.bundle.manifest import Manifest
 from edgekit.reports.subject import Subject
 
 # What a person would have to type otherwise than it reads.
@@ -23,6 +22,15 @@ def build_command(subject: Subject) -> str:
     if settings.get("allow_random_calibration"):
         words.append("--allow-random-calibration")
     return shlex.join([*words, "--output", str(subject.folder.parent)])
+
+
+def build_commands(subjects: Sequence[Subject]) -> list[str]:
+    """The builds that made the bundles, each once."""
+    return list(dict.fromkeys(build_command(subject) for subject in subjects))
+
+
+def report_command(subjects: Sequence[Subject]) -> str:
+    return shlex.join(["edgekit", "report", *(str(subject.folder) for subject in subjects)])
 
 
 def _flags(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,11 +68,6 @@ def command(words: str, subject: Subject, *more: str) -> str:
 
 def inspect_command(subject: Subject, file: str) -> str:
     return f"edgekit inspect {shlex.quote(str(subject.folder / file))}"
-
-
-def versions_of(manifest: Manifest) -> list[str]:
-    """What to install to get the same bytes, as pip takes it."""
-    return [f"{name}=={version}" for name, version in sorted(manifest.versions.items())]
 
 
 def _exact(value: float) -> str:

@@ -1,0 +1,333 @@
+"""What a report says, section by section, as plain values; the page and the card lay it out.
+
+Rules:
+
+1. Every figure comes from a manifest or its evidence; none is worked out from anything else.
+2. What is not there is ``None``, and whoever lays it out names the command that would find it.
+3. A difference of accuracy has the interval of matched pairs (Agresti and Min, Simple improved
+   confidence intervals for comparing matched proportions, Statistics in Medicine 24, 2005).
+4. Bundles are compared when they come from the same model and the same eval rows.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from edgekit.budget import format_limit
+from edgekit.measure.accuracy import interval, primary_metric
+from edgekit.reports.subject import Subject, SubjectFile
+from edgekit.units import format_bytes, format_percent, format_seconds, format_signed_points
+
+# Metrics that are not shares of rows, and so have no percentage.
+_COEFFICIENTS = ("matthews", "spearman", "pearson")
+_Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Card:
+    """One target at a glance."""
+
+    target: str
+    outcome: str
+    ships: str
+    smaller: str
+    metric: str
+    score: str
+    change: str
+    latency: str
+    memory: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the accuracy table. ``sort`` is what its primary metric sorts by."""
+
+    name: str
+    rows: int
+    score: str
+    sort: float
+    interval: str
+    change: str
+    agreement: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget bar: ``share`` of the limit that is used, 1 and more when it is broken."""
+
+    name: str
+    outcome: str
+    value: str
+    limit: str
+    share: float
+    reason: str
+
+
+def title(subjects: Sequence[Subject]) -> str:
+    """The model's name: the last part of its reference."""
+    names = dict.fromkeys(subject.manifest.model.reference for subject in subjects)
+    return ", ".join(PurePath(name).name or name for name in names)
+
+
+def card(subject: Subject) -> Card:
+    manifest = subject.manifest
+    proofs = [file.model.proof for file in subject.files]
+    first, metric = proofs[0], primary(subject)
+    before, after = _scores(first)
+    worst = None
+    if metric in after:
+        worst = min(proof["metrics"]["file"][metric] for proof in proofs)
+    original = None if subject.evidence is None else subject.evidence.original_bytes
+    peaks = [proof["peak_memory"] for proof in proofs if proof["peak_memory"] is not None]
+    return Card(
+        target=manifest.target,
+        outcome=manifest.verdict["outcome"],
+        ships=format_bytes(manifest.shipped_bytes),
+        smaller="" if original is None else f"{original / manifest.shipped_bytes:.1f}× smaller",
+        metric=name_of(metric) if worst is not None else "agreement with the original",
+        score=format_percent(min(proof["agreement"] for proof in proofs))
+        if worst is None
+        else score_text(metric, worst),
+        change="" if worst is None else change_text(metric, worst - before[metric]),
+        latency=format_seconds(max(proof["latency"]["p50"] for proof in proofs)),
+        memory=format_bytes(max(peaks)) if peaks else "not known",
+        device=device_text(first),
+    )
+
+
+def plans(subjects: Sequence[Subject]) -> list[tuple[Subject, str]]:
+    """A bundle of each plan, and the targets of all bundles with that plan."""
+    found: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        steps = None if subject.evidence is None else subject.evidence.steps
+        model = subject.manifest.model
+        key = repr((model.reference, steps, model.lineage, subject.manifest.budget))
+        found.setdefault(key, []).append(subject)
+    return [(same[0], ", ".join(each.manifest.target for each in same)) for same in found.values()]
+
+
+def limits(subject: Subject) -> list[Limit]:
+    """Budget bars of a bundle."""
+    found = []
+    for check in subject.manifest.verdict["checks"]:
+        name, limit, value = check["name"], check["limit"], check["value"]
+        found.append(
+            Limit(
+                name=name.replace("-", " "),
+                outcome=check["outcome"],
+                value="not measured" if value is None else format_limit(name, value),
+                limit=format_limit(name, limit),
+                share=0.0 if value is None else max(0.0, value / limit),
+                reason=check["reason"],
+            )
+        )
+    return found
+
+
+def groups(subjects: Sequence[Subject]) -> list[list[SubjectFile]]:
+    """Files that can be held against one another (rule 4)."""
+    found: dict[tuple[Any, ...], list[SubjectFile]] = {}
+    for subject in subjects:
+        for file in subject.files:
+            key = (
+                subject.manifest.model.digest,
+                subject.manifest.settings["eval"],
+                subject.manifest.settings["data"],
+                file.model.proof["rows"],
+            )
+            found.setdefault(key, []).append(file)
+    return list(found.values())
+
+
+def score_rows(files: Sequence[SubjectFile], names: Sequence[str]) -> list[Score]:
+    """The original, and each file: on all eval rows. Empty without labels."""
+    metric = primary(files[0].subject)
+    before, _ = _scores(files[0].model.proof)
+    if metric not in before:
+        return []
+    rows = files[0].model.proof["rows"]
+    others = [each for each in before if each != metric]
+    found = [_score("original", rows, metric, before, before, others, "", "")]
+    for file, name in zip(files, names, strict=True):
+        proof = file.model.proof
+        after = _scores(proof)[1]
+        change = change_text(metric, after[metric] - before[metric]) + _paired(file, metric)
+        agreement = format_percent(proof["agreement"])
+        found.append(_score(name, rows, metric, after, before, others, change, agreement))
+    return found
+
+
+def _score(
+    name: str,
+    rows: int,
+    metric: str,
+    scores: Mapping[str, float],
+    before: Mapping[str, float],
+    others: Sequence[str],
+    change: str,
+    agreement: str,
+) -> Score:
+    value = scores[metric]
+    return Score(
+        name,
+        rows,
+        score_text(metric, value),
+        value,
+        _interval_text(metric, value, rows),
+        change,
+        agreement,
+        tuple(score_text(each, scores[each]) for each in others if each in before),
+    )
+
+
+def stage_rows(file: SubjectFile) -> list[tuple[str, str, float, str]]:
+    """Stage, score, its number and interval on the sample that every stage ran on."""
+    evidence = file.subject.evidence
+    if evidence is None or not evidence.stages or file.evidence is None:
+        return []
+    metric, count = primary(file.subject), evidence.sample
+    stages = [(stage.stage, stage.score) for stage in evidence.stages]
+    if file.evidence.sample_score is not None:
+        stages.append((file.model.file, file.evidence.sample_score))
+    return [
+        (name, score_text(metric, score), score, _interval_text(metric, score, count))
+        for name, score in stages
+    ]
+
+
+def intervals(
+    files: Sequence[SubjectFile], names: Sequence[str]
+) -> tuple[list[str], list[tuple[float, float, float]]]:
+    """Names and (score, low, high) for a picture; empty where the metric is no share of rows."""
+    metric = primary(files[0].subject)
+    before, _ = _scores(files[0].model.proof)
+    if metric != "accuracy" or metric not in before:
+        return [], []
+    rows = files[0].model.proof["rows"]
+    scores = [before[metric], *(_scores(file.model.proof)[1][metric] for file in files)]
+    return ["original", *names], [(score, *interval(score, rows)) for score in scores]
+
+
+def pareto(
+    files: Sequence[SubjectFile],
+) -> tuple[str, list[tuple[int, float]], list[bool]]:
+    """What is held against shipped bytes, the points, and which of them no other beats."""
+    metric = primary(files[0].subject)
+    shares: list[float] = []
+    for file in files:
+        after = _scores(file.model.proof)[1]
+        shares.append(after[metric] if metric in after else file.model.proof["agreement"])
+    named = metric if metric in _scores(files[0].model.proof)[1] else "agreement"
+    points = [(file.subject.manifest.shipped_bytes, share) for file, share in zip(files, shares)]
+    front = [not any(_beats(other, point) for other in points) for point in points]
+    return name_of(named), points, front
+
+
+def _beats(other: tuple[int, float], point: tuple[int, float]) -> bool:
+    return other[0] <= point[0] and other[1] >= point[1] and other != point
+
+
+def proven(files: Sequence[SubjectFile]) -> Iterator[tuple[str, ...]]:
+    """File, device, runtime, rows, same answers, largest difference: only what was run."""
+    for file in files:
+        proof = file.model.proof
+        alone = proof["parity"]["alone"]
+        device = proof["device"]
+        where = f"this build's host ({device['machine']}, {device['system']})"
+        yield (
+            file.name,
+            where,
+            device["runtime"],
+            f"{proof['rows']:,}",
+            format_percent(alone["agreement"]),
+            f"{alone['max']:.2g}",
+            "the exported fp32 model",
+        )
+        for found in proof.get("elsewhere", ()):
+            yield (
+                file.name,
+                found["device"],
+                found["runtime"],
+                f"{found['rows']:,}",
+                format_percent(found["agreement"]),
+                f"{found['max_difference']:.2g}",
+                "the same file on the host",
+            )
+
+
+def environment(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The device that the figures are of."""
+    device = proof["device"]
+    memory, frequency = device.get("memory"), device.get("frequency")
+    facts = {
+        "processor": device["cpu"] or device["machine"],
+        "machine": f"{device['machine']}, {device['system']} {device.get('release') or ''}",
+        "cores": device["cores"],
+        "threads used": device["threads"],
+        "instructions": ", ".join(device.get("features") or ()),
+        "governor": device.get("governor"),
+        "frequency": None if frequency is None else f"{frequency / 1e9:.2f} GHz",
+        "memory": None if memory is None else format_bytes(memory),
+        "runtime": device["runtime"],
+        "Python": device.get("python"),
+        "numpy": device.get("numpy"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def name_of(metric: str) -> str:
+    """``macro_f1`` as people write it."""
+    return metric.replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews")
+
+
+def score_text(metric: str, score: float) -> str:
+    return f"{score:.4f}" if metric in _COEFFICIENTS else format_percent(score)
+
+
+def change_text(metric: str, change: float) -> str:
+    return f"{change:+.4f}" if metric in _COEFFICIENTS else format_signed_points(change)
+
+
+def device_text(proof: Mapping[str, Any]) -> str:
+    device = proof["device"]
+    threads = f"{device['threads']} thread" + ("s" if device["threads"] > 1 else "")
+    return f"{device['cpu'] or device['machine']}, {threads}, {device['runtime']}"
+
+
+def metrics(subject: Subject) -> list[str]:
+    """The metrics that were scored, the deciding one first."""
+    metric = primary(subject)
+    found = _scores(next(subject.files).model.proof)[0]
+    return [metric, *(each for each in found if each != metric)] if metric in found else []
+
+
+def primary(subject: Subject) -> str:
+    """The metric that decides about a bundle."""
+    return primary_metric(subject.manifest.model.task, subject.manifest.model.problem)
+
+
+def _scores(proof: Mapping[str, Any]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    found = proof["metrics"]
+    return found["original"], found["file"]
+
+
+def _interval_text(metric: str, score: float, rows: int) -> str:
+    if metric != "accuracy":
+        return ""
+    low, high = interval(score, rows)
+    return f"{format_percent(low, 1)} to {format_percent(high, 1)}"
+
+
+def _paired(file: SubjectFile, metric: str) -> str:
+    """The 95 % interval of the change, where answers are rows (rule 3)."""
+    seen = None if file.evidence is None else file.evidence.changes
+    if metric != "accuracy" or seen is None or seen.lost is None or seen.won is None:
+        return ""
+    count, lost, won = seen.answers + 2, seen.lost + 0.5, seen.won + 0.5
+    change = (won - lost) / count
+    reach = _Z * math.sqrt(won + lost - (won - lost) ** 2 / count) / count
+    return f" ({100 * (change - reach):+.2f} to {100 * (change + reach):+.2f})"
