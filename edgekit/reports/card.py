@@ -21,12 +21,7 @@ _LABELS = 100
 
 def render_card(subjects: Sequence[Subject]) -> str:
     """The card. Raises BundleError when a bundle does not hold what it shows."""
-    from edgekit.reports.page import too_little
-
-    try:
-        return "\n".join(_card(subjects)) + "\n"
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-        raise too_little(subjects, error) from error
+    return "\n".join(_card(subjects)) + "\n"
 
 
 def _card(subjects: Sequence[Subject]) -> Iterator[str]:
@@ -130,12 +125,10 @@ def _figures(subjects: Sequence[Subject]) -> Iterator[str]:
                 name,
                 format_bytes(_bytes(file.subject, file.model.packed or file.model.file)),
                 format_bytes(file.model.predicted_bytes) if file.model.predicted_bytes else "",
-                format_seconds(file.model.proof["latency"]["p50"]),
-                format_seconds(file.model.proof["latency"]["p90"]),
-                format_seconds(file.model.proof["load_seconds"]),
-                format_bytes(file.model.proof["peak_memory"])
-                if file.model.proof["peak_memory"]
-                else "not known",
+                format_seconds(file.proof.latency.p50),
+                format_seconds(file.proof.latency.p90),
+                format_seconds(file.proof.load_seconds),
+                format_bytes(file.proof.peak_memory) if file.proof.peak_memory else "not known",
             ]
             for name, file in named
         ],
@@ -160,8 +153,12 @@ def _limits(subjects: Sequence[Subject]) -> Iterator[str]:
                     f"- {_text(file.name)}: {changes.changed:,} of {changes.answers:,} answers "
                     f"({share}) are not the original's{lost}."
                 )
-    rows = [row for s in subjects for row in view.proven(list(s.files))]
-    where = dict.fromkeys(f"{row[0]} on {row[1]} with {row[2]}" for row in rows)
+    where = dict.fromkeys(
+        f"{file.name} on {found.where} with {found.runtime}"
+        for subject in subjects
+        for file in subject.files
+        for found in view.proven(file)
+    )
     yield f"- It was run here and nowhere else: {'; '.join(_text(each) for each in where)}."
     yield "- Times are of that machine; on another one, run `edgekit bench`."
 

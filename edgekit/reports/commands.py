@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edgekit.reports.subject import Subject
 
@@ -12,14 +11,14 @@ _BUDGET = {"size": "B", "latency": "s", "memory": "B", "accuracy_drop": ""}
 
 def build_command(subject: Subject) -> str:
     """The build that made a bundle, with the steps that the user named."""
-    manifest, settings = subject.manifest, subject.manifest.settings
-    words = ["edgekit", "build", manifest.model.reference]
-    for flag, value in _flags(settings):
+    settings = subject.settings
+    words = ["edgekit", "build", subject.manifest.model.reference]
+    for flag, value in _flags(subject):
         words += [flag, value]
     for step in () if subject.evidence is None else subject.evidence.asked:
         words += ["--step", step]
-    words += ["--seed", str(settings["seed"])] if settings.get("seed") else []
-    if settings.get("allow_random_calibration"):
+    words += ["--seed", str(settings.seed)] if settings.seed else []
+    if settings.allow_random_calibration:
         words.append("--allow-random-calibration")
     return shlex.join([*words, "--output", str(subject.folder.parent)])
 
@@ -33,23 +32,23 @@ def report_command(subjects: Sequence[Subject]) -> str:
     return shlex.join(["edgekit", "report", *(str(subject.folder) for subject in subjects)])
 
 
-def _flags(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    columns = settings["columns"]
+def _flags(subject: Subject) -> list[tuple[str, str]]:
+    settings, columns = subject.settings, subject.settings.columns
     single = [
-        ("--task", settings["task"]),
-        ("--data", settings["data"]),
-        ("--eval", settings["eval"]),
-        ("--text", columns["text"]),
-        ("--text-pair", columns["text_pair"]),
-        ("--label", columns["label"]),
-        ("--scheme", settings["scheme"]),
-        ("--budget", budget_text(settings["budget"])),
-        ("--lengths", ",".join(str(length) for length in settings["lengths"])),
+        ("--task", settings.task),
+        ("--data", settings.data),
+        ("--eval", settings.eval),
+        ("--text", columns.text),
+        ("--text-pair", columns.text_pair),
+        ("--label", columns.label),
+        ("--scheme", settings.scheme),
+        ("--budget", budget_text(subject.manifest.budget)),
+        ("--lengths", ",".join(str(length) for length in settings.lengths)),
     ]
     several = [
-        ("--target", settings["targets"]),
-        ("--format", settings["formats"]),
-        ("--device", settings["devices"]),
+        ("--target", settings.targets),
+        ("--format", settings.formats),
+        ("--device", settings.devices),
     ]
     flags = [(flag, str(value)) for flag, value in single if value]
     return flags + [(flag, str(value)) for flag, values in several for value in values]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import __version__
-from edgekit.errors import BundleError, EdgekitError
 from edgekit.reports import charts, commands, view
 from edgekit.reports.subject import Subject, SubjectFile
 from edgekit.units import format_bytes, format_percent, format_seconds
@@ -26,14 +25,11 @@ _HERE = Path(__file__).parent
 _ILLEGAL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _CLIP = 90
 # Width and height of a treemap, so that its letters can be read on a phone.
-_TREEMAP = (460, 430)
+_TREEMAP = (460, 400)
 
 
 def render_page(subjects: Sequence[Subject]) -> str:
-    """The page of these bundles.
-
-    Raises BundleError when a bundle holds too little or something else than a report shows.
-    """
+    """The page of these bundles. Raises ModelError for a model file that is damaged."""
     import jinja2
     from markupsafe import Markup
 
@@ -54,35 +50,19 @@ def render_page(subjects: Sequence[Subject]) -> str:
         "percent": format_percent,
         "clip": clip,
     }
-    try:
-        return environment.get_template("page.html.j2").render(
-            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_digest=digest,
-            svg=Markup,
-            version=__version__,
-            view=view,
-            commands=commands,
-            charts=charts,
-            treemap=_treemap,
-            subjects=subjects,
-            title=view.title(subjects),
-            **_together(subjects),
-        )
-    except EdgekitError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-        raise too_little(subjects, error) from error
-    except jinja2.UndefinedError as error:
-        raise too_little(subjects, error) from error
-
-
-def too_little(subjects: Sequence[Subject], error: Exception) -> BundleError:
-    """A bundle of another make: sealed, but without what reports are made of."""
-    folders = ", ".join(str(subject.folder) for subject in subjects)
-    return BundleError(
-        f"{folders}: the manifest does not hold what a report shows ({type(error).__name__}: "
-        f"{error!s:.120}); build the bundle again"
+    return environment.get_template("page.html.j2").render(
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=digest,
+        svg=Markup,
+        version=__version__,
+        view=view,
+        commands=commands,
+        charts=charts,
+        treemap=_treemap,
+        subjects=subjects,
+        title=view.title(subjects),
+        **_together(subjects),
     )
 
 
@@ -118,18 +98,21 @@ def _together(subjects: Sequence[Subject]) -> dict[str, Any]:
     return {"scores": scores, "fronts": fronts, "named": list(zip(names(subjects), files))}
 
 
-def _treemap(file: SubjectFile) -> str | None:
-    """Where the file's bytes are, or ``None`` when that cannot be told."""
+def _treemap(file: SubjectFile) -> tuple[str, dict[str, str]]:
+    """Where the file's bytes are, and how many of each kind; raises ModelError when damaged."""
     from edgekit.bundle.verify import artifacts
     from edgekit.contents.attribution import attribute
     from edgekit.contents.treemap import treemap
 
     subject = file.subject
-    for artifact in artifacts(subject.folder, subject.manifest):
-        if artifact.path.name == file.model.file:
-            width, height = _TREEMAP
-            return treemap(attribute(artifact.path), width=width, height=height)
-    return None
+    found = artifacts(subject.folder, subject.manifest)
+    path = next(each.path for each in found if each.path.name == file.model.file)
+    attribution, (width, height) = attribute(path), _TREEMAP
+    kinds = {
+        kind: f"{format_bytes(count)} ({format_percent(count / attribution.bytes, 1)})"
+        for kind, count in attribution.by_kind().items()
+    }
+    return treemap(attribution, width=width, height=height, keyed=False), kinds
 
 
 def _legal(value: Any) -> Any:

@@ -1,14 +1,17 @@
 """What reports are about: bundles, held against their digests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from edgekit.bundle.evidence import Evidence, read_evidence
 from edgekit.bundle.manifest import FILE, Manifest, ModelFile, read_manifest
 from edgekit.bundle.verify import check_files
 from edgekit.errors import BundleError
 from edgekit.measure.evidence import FileEvidence
+from edgekit.reports.proof import Proof, Settings, Verdict
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,17 @@ class Subject:
     folder: Path
     manifest: Manifest
     evidence: Evidence | None
+    verdict: Verdict
+    settings: Settings
+    proofs: tuple[Proof, ...]
 
     @property
-    def files(self) -> "Iterator[SubjectFile]":
-        for model in self.manifest.models:
-            seen = None if self.evidence is None else self.evidence.files.get(model.file)
-            yield SubjectFile(self, model, seen)
+    def files(self) -> "list[SubjectFile]":
+        seen = {} if self.evidence is None else self.evidence.files
+        return [
+            SubjectFile(self, model, proof, seen.get(model.file))
+            for model, proof in zip(self.manifest.models, self.proofs, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class SubjectFile:
 
     subject: Subject
     model: ModelFile
+    proof: Proof
     evidence: FileEvidence | None
 
     @property
@@ -66,4 +75,18 @@ def _bundles(path: Path) -> list[Path]:
 def _read(folder: Path) -> Subject:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    return Subject(folder, manifest, read_evidence(folder))
+    try:
+        return Subject(
+            folder,
+            manifest,
+            read_evidence(folder),
+            Verdict.model_validate(manifest.verdict),
+            Settings.model_validate(manifest.settings),
+            tuple(Proof.model_validate(model.proof) for model in manifest.models),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))[:100]}: {first['msg']}"
+        raise BundleError(
+            f"{folder / FILE} does not hold what a report shows ({what}); build the bundle again"
+        ) from None

@@ -10,13 +10,14 @@ Rules:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from edgekit.budget import format_limit
 from edgekit.measure.accuracy import interval, primary_metric
+from edgekit.reports.proof import Device, Proof
 from edgekit.reports.subject import Subject, SubjectFile
 from edgekit.units import format_bytes, format_percent, format_seconds, format_signed_points
 
@@ -75,27 +76,26 @@ def title(subjects: Sequence[Subject]) -> str:
 
 def card(subject: Subject) -> Card:
     manifest = subject.manifest
-    proofs = [file.model.proof for file in subject.files]
-    first, metric = proofs[0], primary(subject)
-    before, after = _scores(first)
+    proofs, metric = subject.proofs, primary(subject)
+    before = proofs[0].metrics.original
     worst = None
-    if metric in after:
-        worst = min(proof["metrics"]["file"][metric] for proof in proofs)
+    if metric in before:
+        worst = min(proof.metrics.file[metric] for proof in proofs)
     original = None if subject.evidence is None else subject.evidence.original_bytes
-    peaks = [proof["peak_memory"] for proof in proofs if proof["peak_memory"] is not None]
+    peaks = [proof.peak_memory for proof in proofs if proof.peak_memory is not None]
     return Card(
         target=manifest.target,
-        outcome=manifest.verdict["outcome"],
+        outcome=subject.verdict.outcome,
         ships=format_bytes(manifest.shipped_bytes),
         smaller="" if original is None else f"{original / manifest.shipped_bytes:.1f}× smaller",
         metric=name_of(metric) if worst is not None else "agreement with the original",
-        score=format_percent(min(proof["agreement"] for proof in proofs))
+        score=format_percent(min(proof.agreement for proof in proofs))
         if worst is None
         else score_text(metric, worst),
         change="" if worst is None else change_text(metric, worst - before[metric]),
-        latency=format_seconds(max(proof["latency"]["p50"] for proof in proofs)),
+        latency=format_seconds(max(proof.latency.p50 for proof in proofs)),
         memory=format_bytes(max(peaks)) if peaks else "not known",
-        device=device_text(first),
+        device=device_text(proofs[0]),
     )
 
 
@@ -112,20 +112,17 @@ def plans(subjects: Sequence[Subject]) -> list[tuple[Subject, str]]:
 
 def limits(subject: Subject) -> list[Limit]:
     """Budget bars of a bundle."""
-    found = []
-    for check in subject.manifest.verdict["checks"]:
-        name, limit, value = check["name"], check["limit"], check["value"]
-        found.append(
-            Limit(
-                name=name.replace("-", " "),
-                outcome=check["outcome"],
-                value="not measured" if value is None else format_limit(name, value),
-                limit=format_limit(name, limit),
-                share=0.0 if value is None else max(0.0, value / limit),
-                reason=check["reason"],
-            )
+    return [
+        Limit(
+            name=check.name.replace("-", " "),
+            outcome=check.outcome,
+            value="not measured" if check.value is None else format_limit(check.name, check.value),
+            limit=format_limit(check.name, check.limit),
+            share=max(0.0, (check.value or 0.0) / check.limit),
+            reason=check.reason,
         )
-    return found
+        for check in subject.verdict.checks
+    ]
 
 
 def groups(subjects: Sequence[Subject]) -> list[list[SubjectFile]]:
@@ -135,9 +132,9 @@ def groups(subjects: Sequence[Subject]) -> list[list[SubjectFile]]:
         for file in subject.files:
             key = (
                 subject.manifest.model.digest,
-                subject.manifest.settings["eval"],
-                subject.manifest.settings["data"],
-                file.model.proof["rows"],
+                subject.settings.eval,
+                subject.settings.data,
+                file.proof.rows,
             )
             found.setdefault(key, []).append(file)
     return list(found.values())
@@ -146,17 +143,16 @@ def groups(subjects: Sequence[Subject]) -> list[list[SubjectFile]]:
 def score_rows(files: Sequence[SubjectFile], names: Sequence[str]) -> list[Score]:
     """The original, and each file: on all eval rows. Empty without labels."""
     metric = primary(files[0].subject)
-    before, _ = _scores(files[0].model.proof)
+    before = files[0].proof.metrics.original
     if metric not in before:
         return []
-    rows = files[0].model.proof["rows"]
+    rows = files[0].proof.rows
     others = [each for each in before if each != metric]
     found = [_score("original", rows, metric, before, before, others, "", "")]
     for file, name in zip(files, names, strict=True):
-        proof = file.model.proof
-        after = _scores(proof)[1]
+        after = file.proof.metrics.file
         change = change_text(metric, after[metric] - before[metric]) + _paired(file, metric)
-        agreement = format_percent(proof["agreement"])
+        agreement = format_percent(file.proof.agreement)
         found.append(_score(name, rows, metric, after, before, others, change, agreement))
     return found
 
@@ -204,11 +200,11 @@ def intervals(
 ) -> tuple[list[str], list[tuple[float, float, float]]]:
     """Names and (score, low, high) for a picture; empty where the metric is no share of rows."""
     metric = primary(files[0].subject)
-    before, _ = _scores(files[0].model.proof)
+    before = files[0].proof.metrics.original
     if metric != "accuracy" or metric not in before:
         return [], []
-    rows = files[0].model.proof["rows"]
-    scores = [before[metric], *(_scores(file.model.proof)[1][metric] for file in files)]
+    rows = files[0].proof.rows
+    scores = [before[metric], *(file.proof.metrics.file[metric] for file in files)]
     return ["original", *names], [(score, *interval(score, rows)) for score in scores]
 
 
@@ -217,64 +213,71 @@ def pareto(
 ) -> tuple[str, list[tuple[int, float]], list[bool]]:
     """What is held against shipped bytes, the points, and which of them no other beats."""
     metric = primary(files[0].subject)
-    shares: list[float] = []
-    for file in files:
-        after = _scores(file.model.proof)[1]
-        shares.append(after[metric] if metric in after else file.model.proof["agreement"])
-    named = metric if metric in _scores(files[0].model.proof)[1] else "agreement"
+    scored = all(metric in file.proof.metrics.file for file in files)
+    shares = [file.proof.metrics.file[metric] if scored else file.proof.agreement for file in files]
     points = [(file.subject.manifest.shipped_bytes, share) for file, share in zip(files, shares)]
     front = [not any(_beats(other, point) for other in points) for point in points]
-    return name_of(named), points, front
+    return name_of(metric if scored else "agreement"), points, front
 
 
 def _beats(other: tuple[int, float], point: tuple[int, float]) -> bool:
     return other[0] <= point[0] and other[1] >= point[1] and other != point
 
 
-def proven(files: Sequence[SubjectFile]) -> Iterator[tuple[str, ...]]:
-    """File, device, runtime, rows, same answers, largest difference: only what was run."""
-    for file in files:
-        proof = file.model.proof
-        alone = proof["parity"]["alone"]
-        device = proof["device"]
-        where = f"this build's host ({device['machine']}, {device['system']})"
-        yield (
-            file.name,
-            where,
-            device["runtime"],
-            f"{proof['rows']:,}",
-            format_percent(alone["agreement"]),
-            f"{alone['max']:.2g}",
-            "the exported fp32 model",
-        )
-        for found in proof.get("elsewhere", ()):
-            yield (
-                file.name,
-                found["device"],
-                found["runtime"],
-                f"{found['rows']:,}",
-                format_percent(found["agreement"]),
-                f"{found['max_difference']:.2g}",
+@dataclass(frozen=True)
+class Proven:
+    """A file that ran somewhere: on how many rows, and how its answers compare with ``beside``."""
+
+    where: str
+    runtime: str
+    rows: int
+    same: str
+    gap: str
+    beside: str
+
+
+def proven(file: SubjectFile) -> list[Proven]:
+    """Only what was run."""
+    proof = file.proof
+    alone, device = proof.parity["alone"], proof.device
+    here = f"the host of the build ({device.machine}, {device.system})"
+    return [
+        Proven(
+            here,
+            device.runtime,
+            proof.rows,
+            format_percent(alone.agreement),
+            f"{alone.max:.2g}",
+            "the fp32 model that was exported",
+        ),
+        *(
+            Proven(
+                found.device,
+                found.runtime,
+                found.rows,
+                format_percent(found.agreement),
+                f"{found.max_difference:.2g}",
                 "the same file on the host",
             )
+            for found in proof.elsewhere
+        ),
+    ]
 
 
-def environment(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment(device: Device) -> list[tuple[str, str]]:
     """The device that the figures are of."""
-    device = proof["device"]
-    memory, frequency = device.get("memory"), device.get("frequency")
     facts = {
-        "processor": device["cpu"] or device["machine"],
-        "machine": f"{device['machine']}, {device['system']} {device.get('release') or ''}",
-        "cores": device["cores"],
-        "threads used": device["threads"],
-        "instructions": ", ".join(device.get("features") or ()),
-        "governor": device.get("governor"),
-        "frequency": None if frequency is None else f"{frequency / 1e9:.2f} GHz",
-        "memory": None if memory is None else format_bytes(memory),
-        "runtime": device["runtime"],
-        "Python": device.get("python"),
-        "numpy": device.get("numpy"),
+        "processor": device.cpu or device.machine,
+        "machine": f"{device.machine}, {device.system} {device.release or ''}",
+        "cores": device.cores,
+        "threads used": device.threads,
+        "instructions": ", ".join(device.features),
+        "governor": device.governor,
+        "frequency": None if device.frequency is None else f"{device.frequency / 1e9:.2f} GHz",
+        "memory": None if device.memory is None else format_bytes(device.memory),
+        "runtime": device.runtime,
+        "Python": device.python,
+        "numpy": device.numpy,
     }
     return [(name, str(value)) for name, value in facts.items() if value]
 
@@ -292,27 +295,22 @@ def change_text(metric: str, change: float) -> str:
     return f"{change:+.4f}" if metric in _COEFFICIENTS else format_signed_points(change)
 
 
-def device_text(proof: Mapping[str, Any]) -> str:
-    device = proof["device"]
-    threads = f"{device['threads']} thread" + ("s" if device["threads"] > 1 else "")
-    return f"{device['cpu'] or device['machine']}, {threads}, {device['runtime']}"
+def device_text(proof: Proof) -> str:
+    device = proof.device
+    threads = f"{device.threads} thread" + ("s" if device.threads > 1 else "")
+    return f"{device.cpu or device.machine}, {threads}, {device.runtime}"
 
 
 def metrics(subject: Subject) -> list[str]:
     """The metrics that were scored, the deciding one first."""
     metric = primary(subject)
-    found = _scores(next(subject.files).model.proof)[0]
+    found = subject.proofs[0].metrics.original
     return [metric, *(each for each in found if each != metric)] if metric in found else []
 
 
 def primary(subject: Subject) -> str:
     """The metric that decides about a bundle."""
     return primary_metric(subject.manifest.model.task, subject.manifest.model.problem)
-
-
-def _scores(proof: Mapping[str, Any]) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    found = proof["metrics"]
-    return found["original"], found["file"]
 
 
 def _interval_text(metric: str, score: float, rows: int) -> str:

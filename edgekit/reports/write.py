@@ -32,7 +32,7 @@ def report(bundles: Sequence[Path], *, output: Path | None, kind: Kind) -> Path:
 
 
 def render(subjects: Sequence[Subject], kind: Kind) -> str:
-    """The report's text. Raises BundleError for a bundle that does not hold what it shows."""
+    """The report's text. Raises ModelError for a model file that is damaged."""
     if kind == "markdown":
         from edgekit.reports.card import render_card
 
