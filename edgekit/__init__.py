@@ -174,7 +174,7 @@ def report(
     return run(
         [Path(path) for path in paths],
         output=None if output is None else Path(output),
-        kind=format,  # type: ignore[arg-type]
+        kind=format,
     )
 
 

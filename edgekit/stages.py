@@ -474,7 +474,9 @@ def bundle(
         asked=[str(step) for step in settings.steps],
         lengths=list(plan.lengths),
         predicted=Prediction(
-            scheme=predicted.scheme, models={**predicted.models}, beside=predicted.beside
+            scheme=predicted.scheme,
+            models={str(k): v for k, v in predicted.models.items()},
+            beside=predicted.beside,
         ),
         sample=compressed.scored["rows"],
         stages=[StageScore(**score) for score in compressed.scored["scores"]],

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.measure.evidence import Lengths, MemorySample
 
@@ -162,12 +162,12 @@ def _picture(draw: Any, height: float, title: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(cast(Any, _SETTINGS)):
         figure: Figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot())
         stream = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
+        cast(Any, FigureCanvasSVG(figure)).print_svg(stream, metadata=nothing)
     return _embedded(stream.getvalue(), title)
 
 
