@@ -29,7 +29,8 @@ def main() -> None:
         "bundles": [Path(bundle).name for bundle in options.bundles],
         "bundle_bytes": [_bytes(Path(bundle)) for bundle in options.bundles],
         "rounds": options.rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
     }
     for kind in ("html", "markdown"):
         runs = [_run(options.bundles, kind) for _ in range(options.rounds)]
