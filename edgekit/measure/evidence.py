@@ -105,9 +105,11 @@ class LayerTime(_Part):
 
 
 class Profile(_Part):
-    """Seconds of one inference by layer; ``reason``: why there are none."""
+    """Seconds of one inference by layer, the mean of ``inferences``; ``reason``: why there are
+    none."""
 
     reason: str | None
+    inferences: int
     total_seconds: float | None
     layers: list[LayerTime]
 
@@ -166,6 +168,7 @@ def profile_of(profile: Mapping[str, Any]) -> Profile:
 
     return Profile(
         reason=profile["reason"],
+        inferences=profile["inferences"],
         total_seconds=profile["total_seconds"],
         layers=[LayerTime(**layer) for layer in by_layer(profile)],
     )

@@ -145,13 +145,17 @@ def prove(
 def _profile(artifact: Artifact, encoded: Encoded, threads: int) -> Profile:
     """Where the time goes. A profiler that fails fails no proof."""
     if artifact.format == "torchscript":
-        return Profile(reason="TorchScript is not profiled", total_seconds=None, layers=[])
+        return _no_profile("TorchScript is not profiled")
     picked = pick_rows(encoded)
     try:
         found = profile(artifact, encoded, picked, threads=threads, seconds=_PROFILE_SECONDS)
     except DeviceError as error:
-        return Profile(reason=str(error), total_seconds=None, layers=[])
+        return _no_profile(str(error))
     return profile_of(found)
+
+
+def _no_profile(reason: str) -> Profile:
+    return Profile(reason=reason, inferences=0, total_seconds=None, layers=[])
 
 
 def _score_some(

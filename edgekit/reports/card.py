@@ -78,10 +78,11 @@ def _making(subjects: Sequence[Subject]) -> Iterator[str]:
     yield ""
     yield "## How it was made"
     yield ""
-    for subject, targets in view.plans(subjects):
+    for plan in view.plans(subjects):
+        subject, targets = plan[0], view.targets(plan)
         steps = None if subject.evidence is None else subject.evidence.steps
         schemes = ", ".join(
-            dict.fromkeys(f"{m.format} in {m.scheme}" for s in subjects for m in s.manifest.models)
+            dict.fromkeys(f"{m.format} in {m.scheme}" for s in plan for m in s.manifest.models)
         )
         what = "The plan was not kept" if steps is None else "The model itself is unchanged"
         if steps:

@@ -150,6 +150,7 @@ def pareto_chart(
                 fontsize=9,
             )
         axes.margins(0.28)
+        axes.locator_params(nbins=4)
         axes.set_xlabel("MB to ship")
         axes.set_ylabel("%")
 

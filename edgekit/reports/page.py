@@ -24,6 +24,8 @@ _HERE = Path(__file__).parent
 # What an HTML page may not hold.
 _ILLEGAL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _CLIP = 90
+# Calls below which a profile is said to be of few.
+_FEW_CALLS = 10
 # Width and height of a treemap, so that its letters can be read on a phone.
 _TREEMAP = (460, 400)
 
@@ -62,6 +64,7 @@ def render_page(subjects: Sequence[Subject]) -> str:
         treemap=_treemap,
         subjects=subjects,
         title=view.title(subjects),
+        few_calls=_FEW_CALLS,
         **_together(subjects),
     )
 
@@ -86,7 +89,12 @@ def _together(subjects: Sequence[Subject]) -> dict[str, Any]:
     """What is said of several files at once: scores, and the front of size and quality."""
     files = [file for subject in subjects for file in subject.files]
     called = {id(file.model): name for file, name in zip(files, names(subjects))}
-    scores, fronts = [], []
+    scores, staged, fronts = [], [], []
+    for plan in view.plans(subjects):
+        same = [file for subject in plan for file in subject.files]
+        count, rows = view.stage_rows(same, [called[id(file.model)] for file in same])
+        if rows:
+            staged.append((view.name_of(view.primary(plan[0])), count, rows))
     for group in view.groups(subjects):
         mine = [called[id(file.model)] for file in group]
         labels, found = view.intervals(group, mine)
@@ -95,7 +103,12 @@ def _together(subjects: Sequence[Subject]) -> dict[str, Any]:
         if len(group) > 1:
             what, points, front = view.pareto(group)
             fronts.append((what, charts.pareto_chart(mine, points, front, f"size and {what}")))
-    return {"scores": scores, "fronts": fronts, "named": list(zip(names(subjects), files))}
+    return {
+        "scores": scores,
+        "staged": staged,
+        "fronts": fronts,
+        "named": list(zip(names(subjects), files)),
+    }
 
 
 def _treemap(file: SubjectFile) -> tuple[str, dict[str, str]]:

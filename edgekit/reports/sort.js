@@ -2,6 +2,7 @@
 for (const table of document.querySelectorAll("table.sorts")) {
   const body = table.tBodies[0];
   [...table.tHead.rows[0].cells].forEach((head, place) => {
+    if (head.textContent === "") return;
     const button = document.createElement("button");
     button.append(...head.childNodes);
     head.append(button);

@@ -99,15 +99,19 @@ def card(subject: Subject) -> Card:
     )
 
 
-def plans(subjects: Sequence[Subject]) -> list[tuple[Subject, str]]:
-    """A bundle of each plan, and the targets of all bundles with that plan."""
+def plans(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Bundles by their plan: the same steps on the same model, for the same budget."""
     found: dict[str, list[Subject]] = {}
     for subject in subjects:
         steps = None if subject.evidence is None else subject.evidence.steps
         model = subject.manifest.model
-        key = repr((model.reference, steps, model.lineage, subject.manifest.budget))
+        key = repr((model.reference, model.digest, steps, subject.manifest.budget))
         found.setdefault(key, []).append(subject)
-    return [(same[0], ", ".join(each.manifest.target for each in same)) for same in found.values()]
+    return list(found.values())
+
+
+def targets(subjects: Sequence[Subject]) -> str:
+    return ", ".join(subject.manifest.target for subject in subjects)
 
 
 def limits(subject: Subject) -> list[Limit]:
@@ -180,17 +184,21 @@ def _score(
     )
 
 
-def stage_rows(file: SubjectFile) -> list[tuple[str, str, float, str]]:
-    """Stage, score, its number and interval on the sample that every stage ran on."""
-    evidence = file.subject.evidence
-    if evidence is None or not evidence.stages or file.evidence is None:
-        return []
-    metric, count = primary(file.subject), evidence.sample
+def stage_rows(
+    files: Sequence[SubjectFile], names: Sequence[str]
+) -> tuple[int, list[tuple[str, str, str]]]:
+    """How many rows every stage ran on; stage, score and interval: the original, the model after
+    each step, and the files of that model. Empty without steps or labels."""
+    evidence = files[0].subject.evidence
+    if evidence is None or not evidence.stages:
+        return 0, []
+    metric, count = primary(files[0].subject), evidence.sample
     stages = [(stage.stage, stage.score) for stage in evidence.stages]
-    if file.evidence.sample_score is not None:
-        stages.append((file.model.file, file.evidence.sample_score))
-    return [
-        (name, score_text(metric, score), score, _interval_text(metric, score, count))
+    for file, name in zip(files, names, strict=True):
+        if file.evidence is not None and file.evidence.sample_score is not None:
+            stages.append((f"file for {name}", file.evidence.sample_score))
+    return count, [
+        (name, score_text(metric, score), _interval_text(metric, score, count))
         for name, score in stages
     ]
 

@@ -77,6 +77,7 @@ def make_bundle(
         ),
         profile=Profile(
             reason=None,
+            inferences=4,
             total_seconds=2e-3,
             layers=[
                 LayerTime(layer="embeddings", seconds=5e-4, share=0.25),
