@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import BundleError
-from edgekit.measure.evidence import FileEvidence, StageScore
+from edgekit.measure.evidence import Count, FileEvidence, StageScore
 
 FILE = "report.json"
 
@@ -17,8 +17,8 @@ class Prediction(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: str
-    models: dict[str, int]
-    beside: int
+    models: dict[str, Count]
+    beside: Count
 
 
 class Evidence(BaseModel):
@@ -32,18 +32,18 @@ class Evidence(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
-    original_bytes: int
+    original_bytes: Count
     steps: list[str]
     asked: list[str]
     lengths: list[int] = Field(description="length buckets, of files that have them")
     predicted: Prediction
-    sample: int
+    sample: Count
     stages: list[StageScore]
     files: dict[str, FileEvidence]
 
 
 def evidence_text(evidence: Evidence) -> str:
-    """The file's content. Numbers that JSON has no word for are null or refused when read."""
+    """The file's content."""
     return evidence.model_dump_json() + "\n"
 
 

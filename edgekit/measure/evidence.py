@@ -14,37 +14,45 @@ Rules:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Lengths that are few enough to be told apart.
 _FEW_LENGTHS = 6
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Kind = Literal["lost", "won", "other"]
+# Far beyond what any device does; more is no measurement.
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+# Of any metric: a correlation can be below zero.
+Score = Annotated[float, Field(ge=-1, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Example(_Part):
     """A row whose answer changed. ``word``: which of the row's words, in token classification."""
 
-    row: int
+    row: Count
     place: str | None
     text: str | None
     text_pair: str | None
     word: str | None
-    picture: str | None = Field(description="a thumbnail, as a data URI")
+    picture: str | None = Field(
+        description="a thumbnail, as a data URI", pattern=r"^data:image/png;base64,[\w+/=]+$"
+    )
     truth: str | None
     original: str
-    original_share: float | None = Field(description="softmax of the answer's output")
+    original_share: Share | None = Field(description="softmax of the answer's output")
     file: str
-    file_share: float | None
+    file_share: Share | None
     kind: Kind = Field(description="became wrong, became right, or neither")
 
 
@@ -52,27 +60,37 @@ class ClassCount(_Part):
     """One class: rows that are of it, and how many of those each side answers rightly."""
 
     label: str
-    rows: int
-    original: int
-    file: int
-    changed: int = Field(description="changed answers that have to do with this class")
+    rows: Count
+    original: Count
+    file: Count
+    changed: Count = Field(description="changed answers that have to do with this class")
 
 
 class Confusion(_Part):
     """Counts [true class][answer]; the last column is every class that has no row here."""
 
     labels: list[str]
-    original: list[list[int]]
-    file: list[list[int]]
+    original: list[list[Count]]
+    file: list[list[Count]]
+
+    @model_validator(mode="after")
+    def _shape(self) -> "Confusion":
+        size = len(self.labels)
+        for table in (self.original, self.file):
+            if [len(row) for row in table] != [size + 1] * size:
+                raise ValueError(
+                    "not one row for each label, with one column for each and one more"
+                )
+        return self
 
 
 class Changes(_Part):
     """Answers of the file that are not the original's. lost, won: became wrong, became right."""
 
-    answers: int
-    changed: int
-    lost: int | None
-    won: int | None
+    answers: Count
+    changed: Count
+    lost: Count | None
+    won: Count | None
     examples: list[Example]
     classes: list[ClassCount] = Field(description="with a changed answer, most changed first")
     confusion: Confusion | None
@@ -84,24 +102,24 @@ class Lengths(_Part):
     Both are ``None`` where rows have no length. quantiles: 5, 25, 50, 75 and 95 %.
     """
 
-    above: int | None
-    longest: int | None
-    samples: int
-    quantiles: tuple[float, float, float, float, float]
+    above: Count | None
+    longest: Count | None
+    samples: Count
+    quantiles: tuple[Seconds, Seconds, Seconds, Seconds, Seconds]
 
 
 class MemorySample(_Part):
     """``bytes`` of the process at ``seconds`` after its inputs were read."""
 
-    seconds: float
-    bytes: int
+    seconds: Seconds
+    bytes: Count
     when: str
 
 
 class LayerTime(_Part):
     layer: str
-    seconds: float
-    share: float
+    seconds: Seconds
+    share: Annotated[float, Field(ge=0, le=1e3)]
 
 
 class Profile(_Part):
@@ -109,8 +127,8 @@ class Profile(_Part):
     none."""
 
     reason: str | None
-    inferences: int
-    total_seconds: float | None
+    inferences: Count
+    total_seconds: Seconds | None
     layers: list[LayerTime]
 
 
@@ -118,7 +136,7 @@ class StageScore(_Part):
     """The primary metric on the sample of eval rows, after a stage."""
 
     stage: str
-    score: float
+    score: Score
 
 
 class FileEvidence(_Part):
@@ -128,7 +146,7 @@ class FileEvidence(_Part):
     lengths: list[Lengths]
     memory: list[MemorySample]
     profile: Profile
-    sample_score: float | None
+    sample_score: Score | None
 
 
 def lengths_of(found: Mapping[str, Any]) -> list[Lengths]:

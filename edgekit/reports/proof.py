@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from edgekit.measure.evidence import Count, Score, Seconds, Share
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Seconds = Annotated[FiniteFloat, Field(ge=0)]
-Bytes = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):
@@ -24,7 +24,7 @@ class Device(_Part):
     features: list[str] = []
     governor: str | None = None
     frequency: FiniteFloat | None = None
-    memory: Bytes | None = None
+    memory: Count | None = None
     python: str | None = None
     numpy: str | None = None
 
@@ -35,24 +35,24 @@ class Latency(_Part):
     p99: Seconds | None
     low: Seconds
     high: Seconds
-    samples: int
+    samples: Count
 
 
 class Parity(_Part):
     max: FiniteFloat
-    agreement: FiniteFloat
+    agreement: Share
 
 
 class Metrics(_Part):
-    original: dict[str, FiniteFloat]
-    file: dict[str, FiniteFloat]
+    original: dict[str, Score]
+    file: dict[str, Score]
 
 
 class Elsewhere(_Part):
     device: str
     runtime: str
-    rows: int
-    agreement: FiniteFloat
+    rows: Count
+    agreement: Share
     max_difference: FiniteFloat
 
 
@@ -63,23 +63,31 @@ class Ratio(_Part):
 class Proof(_Part):
     """``ModelFile.proof``, as far as a report shows it."""
 
-    rows: int
-    agreement: FiniteFloat
+    rows: Count
+    agreement: Share
     parity: dict[str, Parity]
     metrics: Metrics
     load_seconds: Seconds
     first_run_seconds: Seconds
     latency: Latency
-    peak_memory: Bytes | None
+    peak_memory: Count | None
     device: Device
     elsewhere: list[Elsewhere] = []
     against_float: Ratio | None = None
 
+    @model_validator(mode="after")
+    def _whole(self) -> "Proof":
+        if "alone" not in self.parity:
+            raise ValueError("no parity of rows by themselves")
+        if set(self.metrics.original) - set(self.metrics.file):
+            raise ValueError("a metric of the original that the file has not")
+        return self
+
 
 class Check(_Part):
     name: Literal["size", "latency", "memory", "accuracy-drop"]
-    limit: Annotated[FiniteFloat, Field(gt=0)]
-    value: FiniteFloat | None
+    limit: Annotated[FiniteFloat, Field(gt=0, le=1e15)]
+    value: Annotated[FiniteFloat, Field(ge=-1, le=1e15)] | None
     outcome: Outcome
     reason: str
 

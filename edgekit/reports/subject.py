@@ -75,6 +75,9 @@ def _bundles(path: Path) -> list[Path]:
 def _read(folder: Path) -> Subject:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    listed = {entry.path for entry in manifest.files}
+    if not manifest.models or {each.packed or each.file for each in manifest.models} - listed:
+        raise BundleError(f"{folder / FILE} lists no model file, or lacks one; build it again")
     try:
         return Subject(
             folder,

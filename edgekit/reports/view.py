@@ -87,7 +87,9 @@ def card(subject: Subject) -> Card:
         target=manifest.target,
         outcome=subject.verdict.outcome,
         ships=format_bytes(manifest.shipped_bytes),
-        smaller="" if original is None else f"{original / manifest.shipped_bytes:.1f}× smaller",
+        smaller=""
+        if original is None
+        else f"{original / max(1, manifest.shipped_bytes):.1f}× smaller",
         metric=name_of(metric) if worst is not None else "agreement with the original",
         score=format_percent(min(proof.agreement for proof in proofs))
         if worst is None
@@ -213,7 +215,7 @@ def intervals(
         return [], []
     rows = files[0].proof.rows
     scores = [before[metric], *(file.proof.metrics.file[metric] for file in files)]
-    return ["original", *names], [(score, *interval(score, rows)) for score in scores]
+    return ["original", *names], [(score, *interval(max(0.0, score), rows)) for score in scores]
 
 
 def pareto(
@@ -324,7 +326,7 @@ def primary(subject: Subject) -> str:
 def _interval_text(metric: str, score: float, rows: int) -> str:
     if metric != "accuracy":
         return ""
-    low, high = interval(score, rows)
+    low, high = interval(max(0.0, score), rows)
     return f"{format_percent(low, 1)} to {format_percent(high, 1)}"
 
 
@@ -335,5 +337,5 @@ def _paired(file: SubjectFile, metric: str) -> str:
         return ""
     count, lost, won = seen.answers + 2, seen.lost + 0.5, seen.won + 0.5
     change = (won - lost) / count
-    reach = _Z * math.sqrt(won + lost - (won - lost) ** 2 / count) / count
+    reach = _Z * math.sqrt(max(0.0, won + lost - (won - lost) ** 2 / count)) / count
     return f" ({100 * (change - reach):+.2f} to {100 * (change + reach):+.2f})"
