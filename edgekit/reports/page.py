@@ -72,10 +72,13 @@ def render_page(subjects: Sequence[Subject]) -> str:
 def names(subjects: Sequence[Subject]) -> list[str]:
     """A name for each file of all bundles: its target's, with the folder where two are alike."""
     files = [file for subject in subjects for file in subject.files]
-    plain = [file.name for file in files]
+    return _apart([file.name for file in files], [file.subject for file in files])
+
+
+def _apart(plain: Sequence[str], subjects: Sequence[Subject]) -> list[str]:
     return [
-        name if plain.count(name) == 1 else f"{file.subject.folder.parent.name}/{name}"
-        for file, name in zip(files, plain)
+        name if plain.count(name) == 1 else f"{subject.folder.parent.name}/{name}"
+        for name, subject in zip(plain, subjects)
     ]
 
 
@@ -108,6 +111,7 @@ def _together(subjects: Sequence[Subject]) -> dict[str, Any]:
         "staged": staged,
         "fronts": fronts,
         "named": list(zip(names(subjects), files)),
+        "titled": list(zip(_apart([s.manifest.target for s in subjects], subjects), subjects)),
     }
 
 
