@@ -120,7 +120,8 @@ def score_chart(
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("%, with the 95 % interval")
 
-    return _picture(draw, 0.9 + 0.34 * len(names), title)
+    longest = max(len(_short(name)) for name in names)
+    return _picture(draw, 0.9 + 0.34 * len(names), title, left=0.25 + 0.085 * longest)
 
 
 def pareto_chart(
@@ -157,14 +158,20 @@ def pareto_chart(
     return _picture(draw, 2.8, title)
 
 
-def _picture(draw: Any, height: float, title: str) -> str:
-    """What ``draw`` puts into axes, as an SVG element named ``title``."""
+def _picture(draw: Any, height: float, title: str, left: float = 0.7) -> str:
+    """What ``draw`` puts into axes, as an SVG element named ``title``.
+
+    left: inches that the labels of the vertical axis take. A layout that finds out by itself draws
+    everything twice.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(cast(Any, _SETTINGS)):
-        figure: Figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure: Figure = Figure(figsize=(_WIDTH, height))
+        edges = {"bottom": 0.55 / height, "top": 1 - 0.1 / height}
+        figure.subplots_adjust(left=left / _WIDTH, right=0.97, **edges)
         draw(figure.add_subplot())
         stream = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
