@@ -41,6 +41,7 @@ __all__ = [
     "inspect",
     "join",
     "load",
+    "report",
     "verify",
 ]
 
@@ -203,6 +204,34 @@ def gate(
         device=device,
         seconds=seconds,
         on_event=on_event or silent,
+    )
+
+
+def report(
+    bundles: str | Path | Sequence[str | Path] | None = None,
+    *,
+    output: str | Path | None = None,
+    format: str = "html",
+) -> Path:
+    """Write one page (``html``) or a model card (``markdown``) about bundles; where it is.
+
+    ``bundles``: folders that ``build`` wrote, or folders of them; the output folder of the
+    project here when left out. The file lies beside the first bundle when ``output`` is left out.
+    """
+    from edgekit.errors import UsageError
+    from edgekit.project import find_output
+    from edgekit.reports.write import NAMES
+    from edgekit.reports.write import report as run
+
+    if format not in NAMES:
+        raise UsageError(f"--format: '{format}' is none of {', '.join(NAMES)}")
+    if bundles is None:
+        bundles = [find_output(Path())]
+    paths = [bundles] if isinstance(bundles, str | Path) else bundles
+    return run(
+        [Path(path) for path in paths],
+        output=None if output is None else Path(output),
+        kind=format,
     )
 
 

@@ -14,9 +14,12 @@ from edgekit.events import Event, silent
 from edgekit.launch import read_launcher
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
+from edgekit.reports.write import NAMES, check_place
 from edgekit.store import Store
 from edgekit.target import Target, load_target
 from edgekit.workbench import Workbench
+
+REPORT = NAMES["html"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,11 @@ class BundleResult:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did: its plan, and a bundle for each target (none on a dry run)."""
+    """What a build did: its plan, a bundle for each target and their report (none on a dry run)."""
 
     plan: Plan
     bundles: tuple[BundleResult, ...]
+    report: Path | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -58,6 +62,7 @@ class BuildResult:
             "outcome": self.outcome,
             "plan": self.plan.to_json(),
             "bundles": [bundle.to_json() for bundle in self.bundles],
+            "report": None if self.report is None else str(self.report),
         }
 
 
@@ -83,6 +88,7 @@ def build(
     targets = [load_target(name) for name in settings.targets]
     for target in targets:
         check_output(_folder(settings, target), model=settings.model, overwrite=settings.overwrite)
+    check_place(settings.output / REPORT)
     if save_model is not None:
         check_new(save_model)
     launcher = () if launch is None else read_launcher(launch)
@@ -117,7 +123,9 @@ def build(
             for each in exported[target.name]
         ]
         bundles.append(_finish(work, plan, compressed, target, made))
-    return BuildResult(plan, tuple(bundles))
+    report = settings.output / REPORT
+    stages.report(work, [bundle.path for bundle in bundles], report)
+    return BuildResult(plan, tuple(bundles), report)
 
 
 def _prove(

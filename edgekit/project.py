@@ -162,6 +162,12 @@ def find_project(folder: Path) -> Project | None:
     return load_project(folder) if (folder / FILE).exists() else None
 
 
+def find_output(folder: Path) -> Path:
+    """Where builds in a folder put their bundles, when no flag says otherwise."""
+    project = find_project(folder)
+    return (project and project.output) or folder / _OUTPUT
+
+
 def read_flags(values: Mapping[str, Any]) -> Project:
     """The flags of a command, by their names in ``edgekit.toml``; ``None`` and empty are unsaid.
 

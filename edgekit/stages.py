@@ -97,6 +97,12 @@ class Compressed:
         """Task, problem, labels and lineage."""
         return _read(self.entry.path / "facts.json")
 
+    @cached_property
+    def scored(self) -> dict[str, Any]:
+        """``rows``: how many were scored (``Workbench.scored``); ``scores``: the primary metric
+        on them, of the original and after each step. None where there are no steps or labels."""
+        return _read(self.entry.path / "scores.json")
+
     @property
     def app_files(self) -> dict[str, str]:
         folder = self.entry.path / "app"
@@ -135,6 +141,14 @@ def compress(
         from edgekit.train_curves import curves_in
 
         model: Model | FileModel = work.outline
+        scores: list[dict[str, Any]] = []
+
+        def score(model: "Model | FileModel") -> None:
+            names = ["original", *(str(spec) for spec in plan.steps)]
+            found = work.score_some(model)
+            if found is not None:
+                scores.append({"stage": names[len(scores)], "score": found})
+
         if plan.steps:
             scratch = work.store.scratch("compress", inputs)
             if launcher:
@@ -154,8 +168,9 @@ def compress(
                     unlabeled=work.data.unlabeled,
                 )
                 steps = [spec.step for spec in plan.steps]
+                score(work.original)
                 with curves_in(tensorboard):
-                    model = apply_steps(steps, cast("Model", work.original), context)
+                    model = apply_steps(steps, cast("Model", work.original), context, score)
                 save_model(model, folder / "checkpoint")
         (folder / "app").mkdir()
         for name, text in app_files(model).items():
@@ -167,6 +182,8 @@ def compress(
             "lineage": list(model.lineage),
         }
         (folder / "facts.json").write_text(json.dumps(facts))
+        rows = len(work.scored) if scores else 0
+        (folder / "scores.json").write_text(json.dumps({"rows": rows, "scores": scores}))
 
     title = "applying " + ", ".join(str(step) for step in plan.steps) if plan.steps else "preparing"
     return Compressed(work, plan, _run(work, "compress", title, inputs, produce))
@@ -297,10 +314,11 @@ def export(
 
 @dataclass(frozen=True)
 class Proof:
-    """What was proven and measured of one file, and its golden answers."""
+    """What was proven and measured of one file, its golden answers, and what a report shows."""
 
     record: Mapping[str, Any]
     golden: Mapping[str, Any]
+    evidence: Mapping[str, Any]
     entry: Entry
 
     @property
@@ -344,7 +362,7 @@ def prove(
         artifact = exported.artifact
         longest = max(artifact.lengths, default=None)
         encoded = encode(compressed.model, work.eval_rows, max_length=longest)
-        record, golden = prove_file(
+        record, golden, evidence = prove_file(
             artifact,
             encoded,
             answers.expected,
@@ -352,6 +370,7 @@ def prove(
             rows=work.eval_rows,
             threads=threads,
             seconds=_LATENCY_SECONDS,
+            scored=work.scored if compressed.scored["rows"] else (),
         )
         record |= _proofs(compressed, exported, encoded, target)
         for name, found in record["parity"].items():
@@ -370,10 +389,14 @@ def prove(
                 )
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "golden.json").write_text(json.dumps(golden))
+        (folder / "evidence.json").write_text(json.dumps(evidence))
 
     title = f"proving {exported.artifact.path.name} in a fresh process"
     entry = _run(work, "prove", title, inputs, produce)
-    return Proof(_read(entry.path / "record.json"), _read(entry.path / "golden.json"), entry)
+    record, golden, evidence = (
+        _read(entry.path / f"{name}.json") for name in ("record", "golden", "evidence")
+    )
+    return Proof(record, golden, evidence, entry)
 
 
 def _proofs(
@@ -451,8 +474,10 @@ def bundle(
     folder: Path,
 ) -> None:
     """Write the bundle folder. Raises OutputError."""
+    from edgekit.bundle.evidence import Evidence, Prediction
     from edgekit.bundle.manifest import Manifest, ManifestModel, ModelFile
     from edgekit.bundle.write import write_bundle
+    from edgekit.measure.evidence import FileEvidence, StageScore
 
     settings = work.settings
     predicted = next(p for p in plan.predicted if p.target == target.name)
@@ -483,6 +508,23 @@ def bundle(
         settings=settings.to_json(),
         versions=versions(),
     )
+    evidence = Evidence(
+        original_bytes=plan.original_bytes,
+        steps=[str(step) for step in plan.steps],
+        asked=[str(step) for step in settings.steps],
+        lengths=list(plan.lengths),
+        predicted=Prediction(
+            scheme=predicted.scheme,
+            models={str(k): v for k, v in predicted.models.items()},
+            beside=predicted.beside,
+        ),
+        sample=compressed.scored["rows"],
+        stages=[StageScore(**score) for score in compressed.scored["scores"]],
+        files={
+            exported.artifact.path.name: FileEvidence.model_validate(proof.evidence)
+            for exported, proof in made
+        },
+    )
     golden = dict(made[0][1].golden)
     for _, proof in made[1:]:
         golden["tolerance"] |= proof.golden["tolerance"]
@@ -500,8 +542,31 @@ def bundle(
             },
             files=compressed.app_files,
             golden=golden,
+            evidence=evidence,
             manifest=manifest,
         )
+
+
+def report(work: Workbench, bundles: Sequence[Path], place: Path) -> None:
+    """Write the page about the bundles; the one in the store, where it is of these very bundles."""
+    from edgekit.bundle.manifest import read_manifest
+    from edgekit.reports import source_digest
+    from edgekit.reports.write import write_text
+
+    inputs = {
+        "bundles": [[str(folder), read_manifest(folder).seal] for folder in bundles],
+        "report": source_digest(),
+    }
+
+    def produce(folder: Path) -> None:
+        from edgekit.reports.subject import read_subjects
+        from edgekit.reports.write import render
+
+        text = render(read_subjects(bundles), "html")
+        (folder / place.name).write_text(text, encoding="utf-8")
+
+    entry = _run(work, "report", "writing the report", inputs, produce)
+    write_text(place, (entry.path / place.name).read_text(encoding="utf-8"))
 
 
 def _run(

@@ -5,7 +5,7 @@ and what it promises (``ensures``), and both are checked around ``apply``. A ste
 looks at shapes works on the meta device too: that is how sizes are predicted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -48,14 +48,20 @@ class Step(Protocol):
         """Raise RecipeError when the outcome breaks the step's promise; cheap."""
 
 
-def apply_steps(steps: Sequence[Step], model: "Model", context: Context) -> "Model":
-    """All steps in order, each held to its contract."""
+def apply_steps(
+    steps: Sequence[Step],
+    model: "Model",
+    context: Context,
+    after: Callable[["Model"], None] = lambda model: None,
+) -> "Model":
+    """All steps in order, each held to its contract; ``after`` sees the model after each."""
     context = replace(context, original=model)
     for number, step in enumerate(steps):
         step.requires(model, context)
         changed = step.apply(model, _own_folder(context, number))
         step.ensures(model, changed)
         model = changed
+        after(model)
     return model
 
 

@@ -39,6 +39,8 @@ _PROBES = (
     "My transfer has been pending since last Friday; can somebody tell me what is going on?",
     "It was neither good nor bad, but for the price that we paid we had expected a little more.",
 )
+# How many eval rows the model is scored on after each step.
+_SCORED = 256
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,36 @@ class Workbench:
         if self.data.eval is None:
             return None
         return self._label_ids(self.original, self.data.eval, str(evaluation or train))
+
+    @cached_property
+    def scored(self) -> tuple[int, ...]:
+        """The eval rows on which the model is scored after each step, evenly picked."""
+        if self.data.eval is None or self.data.eval.labels is None:
+            return ()
+        count = len(self.data.eval)
+        places = np.linspace(0, count - 1, min(count, _SCORED)).round().astype(int)
+        return tuple(int(place) for place in np.unique(places))
+
+    def score_some(self, model: "Model | FileModel") -> float | None:
+        """The model's primary metric on the ``scored`` rows, or ``None`` without any."""
+        from edgekit.filemodel import FileModel
+        from edgekit.measure import accuracy
+
+        rows = self.eval_rows.take(self.scored)
+        labels = self._label_ids(model, rows, str(self.data_paths[1] or self.data_paths[0]))
+        if labels is None or not self.scored:
+            return None
+        encoded = encode(model, rows)
+        quantized = None if isinstance(model, FileModel) else model.quantized
+        scores = accuracy.score(
+            answers_of(model, encoded, "fp32" if quantized is None else quantized.scheme),
+            labels,
+            task=model.task,
+            problem=model.problem,
+            labels=model.labels,
+            encoded=encoded,
+        )
+        return scores[accuracy.primary_metric(model.task, model.problem)]
 
     @staticmethod
     def _label_ids(model: "Model | FileModel", rows: Rows, source: str) -> Any | None:

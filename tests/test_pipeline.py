@@ -47,6 +47,33 @@ def built(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return output
 
 
+def test_a_build_writes_a_page_about_its_bundles(built: Path, project: TinyProject) -> None:
+    page = (built / "report.html").read_text(encoding="utf-8")
+    for target in _FILES:
+        folder = built / target
+        manifest = json.loads((folder / "manifest.json").read_text())
+        listed = {entry["path"]: entry for entry in manifest["files"]}
+        assert (listed["report.json"]["role"], listed["report.json"]["shipped"]) == (
+            "report",
+            False,
+        )
+        seen = json.loads((folder / "report.json").read_text())["files"][_FILES[target]]
+        (model,) = manifest["models"]
+        changes, proof = seen["changes"], model["proof"]
+        assert changes["answers"] == proof["rows"]
+        assert changes["changed"] == round((1 - proof["agreement"]) * proof["rows"])
+        # The original is always right, so whatever changed became wrong.
+        assert (changes["lost"], changes["won"]) == (changes["changed"], 0)
+        assert proof["metrics"]["drop"] == pytest.approx(changes["lost"] / proof["rows"])
+        assert sum(each["samples"] for each in seen["lengths"]) == proof["latency"]["samples"]
+        assert [each["when"] for each in seen["memory"]][:2] == ["start", "loaded"]
+        assert bool(seen["profile"]["layers"]) == (target != "torchscript-cpu")
+        assert "timeline" not in proof["memory"]
+        assert target in page and f"edgekit verify {folder}" in page
+    again = edgekit.report([built / target for target in _FILES], output=built / "again.html")
+    assert again.read_text(encoding="utf-8") == page
+
+
 _FILES = {
     "linux-x86_64": "model.onnx",
     "android-arm64": "model.tflite",
@@ -259,7 +286,8 @@ def test_a_rebuild_uses_every_stage_and_gives_the_same_bytes(
         budget="2MB",
         on_event=lambda event: reused.append(event.reused) if event.kind == "stage-end" else None,
     )
-    assert all(reused[1:])  # the plan depends on the list of targets
+    # The plan depends on the list of targets, and so does the report.
+    assert all(reused[1:-1])
     first = (built / "linux-x86_64" / "model.onnx").read_bytes()
     assert (tmp_path / "linux-x86_64" / "model.onnx").read_bytes() == first
 

@@ -26,7 +26,7 @@ class FileEntry(_Part):
     path: str
     bytes: int
     sha256: str
-    role: Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme"]
+    role: Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme", "report"]
     shipped: bool
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifact import Artifact, sha256
+from edgekit.bundle.evidence import FILE as EVIDENCE
+from edgekit.bundle.evidence import Evidence, evidence_text
 from edgekit.bundle.golden import FILE as GOLDEN
 from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import FILE as MANIFEST
@@ -34,13 +36,14 @@ TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor.json"
 README = "README.md"
 
-Role = Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme"]
+Role = Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme", "report"]
 _ROLES: dict[str, tuple[Role, bool]] = {
     TOKENIZER: ("tokenizer", True),
     LABELS: ("labels", True),
     PREPROCESSOR: ("preprocessor", True),
     GOLDEN: ("golden", False),
     README: ("readme", False),
+    EVIDENCE: ("report", False),
 }
 
 _EXPAND = """
@@ -110,6 +113,7 @@ def write_bundle(
     artifacts: Sequence[Artifact],
     files: Mapping[str, str],
     golden: Mapping[str, Any],
+    evidence: Evidence,
     manifest: Manifest,
     packed: Mapping[str, Path],
 ) -> Manifest:
@@ -128,6 +132,7 @@ def write_bundle(
         for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
         write_golden(golden, partial)
+        (partial / EVIDENCE).write_text(evidence_text(evidence), encoding="utf-8")
         text = _readme(target, artifacts, manifest) + (_EXPAND if packed else "")
         (partial / README).write_text(text, encoding="utf-8")
         complete = manifest.model_copy(update={"files": _entries(partial)})

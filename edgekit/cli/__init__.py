@@ -27,6 +27,7 @@ from edgekit.cli import (
     init,
     inspect,
     join,
+    report,
     steps,
     targets,
     verify,
@@ -48,6 +49,7 @@ app.command("bench")(bench.run)
 app.command("gate")(gate.run)
 app.command("inspect")(inspect.run)
 app.command("diff")(diff.run)
+app.command("report")(report.run)
 app.command("analyze")(analyze.run)
 app.command("join")(join.run)
 app.command("delta")(delta.make)

@@ -239,6 +239,8 @@ def show_bundles(result: "BuildResult") -> None:
     for bundle in result.bundles:
         typer.echo()
         _show_bundle(bundle, result.plan.original_bytes)
+    if result.report is not None:
+        typer.echo(f"\n{result.report}  what was built, and why: open it in a browser")
 
 
 def _show_bundle(bundle: "BundleResult", original_bytes: int) -> None:

@@ -47,14 +47,20 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 
 
 def treemap(
-    attribution: Attribution, *, title: str = "", width: int = 960, height: int = 540
+    attribution: Attribution,
+    *,
+    title: str = "",
+    width: int = 960,
+    height: int = 540,
+    keyed: bool = True,
 ) -> str:
     """The SVG element. It has a ``viewBox`` and takes the width that there is.
 
     Every box has its path, kind, dtype, bytes and share as a title, which browsers show beside
-    the pointer. Raises ModuleNotFoundError without the package squarify.
+    the pointer. keyed: with a line below that says what the colours are, which needs a width of
+    about 700. Raises ModuleNotFoundError without the package squarify.
     """
-    legend = 22
+    legend = 22 if keyed else 0
     total = max(attribution.bytes, 1)
     body = list(_module(tree(attribution), (0, 0, width, height - legend), total, ()))
     fills = [
@@ -68,7 +74,7 @@ def treemap(
             f'aria-label="{name}" viewBox="0 0 {width} {height}" width="100%">',
             f"<style>{_STYLE % (_SIZE, *fills)}</style>",
             *body,
-            *_legend(attribution, height - legend + 6),
+            *(_legend(attribution, height - legend + 6) if keyed else ()),
             "</svg>",
         ]
     )

@@ -87,6 +87,7 @@ def run(job: Fields, result: Fields) -> None:
     lengths = arrays.pop("lengths", None)
     conditions(job)
     memory = Memory()
+    memory.sample("start")
     noted: Fields = {"start": resident()}
     call, version = RUNTIMES[job["format"]](job, noted)
     result["load_seconds"] = noted.pop("load_seconds")
@@ -99,6 +100,7 @@ def run(job: Fields, result: Fields) -> None:
     started = time.perf_counter()
     call(rows.feed([0]))
     result["first_run_seconds"] = time.perf_counter() - started
+    memory.sample("first_run")
     for step in job["passes"]:
         kind = step["kind"]
         if kind == "latency":
@@ -976,11 +978,13 @@ class Memory:
     """The most that was ever sampled of this process's share of memory, in bytes (Linux).
 
     Proportional: a page that several processes map counts in part. Pages of mapped files, which
-    the kernel can drop and read again, are counted apart.
+    the kernel can drop and read again, are counted apart. ``timeline`` holds every sample as
+    [seconds since the first, bytes, when].
     """
 
     def __init__(self) -> None:
-        self.noted: Fields = {"share": None, "mapped": None}
+        self.noted: Fields = {"share": None, "mapped": None, "timeline": []}
+        self.started = time.perf_counter()
 
     def sample(self, when: str) -> None:
         share, mapped = status("Pss", "smaps_rollup"), status("Pss_File", "smaps_rollup")
@@ -989,6 +993,7 @@ class Memory:
         self.noted["share"] = max(share, self.noted["share"] or 0)
         self.noted["mapped"] = max(mapped or 0, self.noted["mapped"] or 0)
         self.noted["share_" + when] = share
+        self.noted["timeline"].append([time.perf_counter() - self.started, share, when])
 
 
 def status(key: str, table: str = "status") -> int | None:

@@ -122,27 +122,33 @@ def refuse_vacuous(
 
 
 def agreement(outputs: Array, reference: Array, task: str, problem: str | None) -> float:
-    """The share of rows where both outputs [M, ...] give the same answer.
+    """The share of rows where both outputs [M, ...] give the ``same`` answer."""
+    if len(reference) == 0:
+        return math.nan
+    return float(same(outputs, reference, task, problem).mean())
+
+
+def same(outputs: Array, reference: Array, task: str, problem: str | None) -> Array:
+    """Whether both outputs [M, ...] give the same answer, bool [M].
 
     Single-label: the same class. Multi-label: the same labels, all of them. Token
     classification: the same tag, with a row for each word [words, C]. Regression: within 5 % of
     the standard deviation of ``reference`` (of its size, where all are alike). Sentence
     embedding: a cosine of at least 0.95.
     """
-    if len(reference) == 0:
-        return math.nan
     ours, theirs = predict(outputs, task, problem), predict(reference, task, problem)
     finite = np.isfinite(outputs) & np.isfinite(reference)
     if task == "sentence-embedding":
-        same = (ours * theirs).sum(axis=-1) >= _SAME_COSINE
+        equal = (ours * theirs).sum(axis=-1) >= _SAME_COSINE
     elif problem == "regression":
         with np.errstate(invalid="ignore"):
-            same = np.abs(ours - theirs) <= _SAME_SHARE * (theirs.std() or np.abs(theirs).max())
+            equal = np.abs(ours - theirs) <= _SAME_SHARE * (theirs.std() or np.abs(theirs).max())
     elif problem == "multi-label":
-        same = (ours == theirs).all(axis=-1)
+        equal = (ours == theirs).all(axis=-1)
     else:
-        same = ours == theirs
-    return float((same & finite.reshape(len(same), -1).all(axis=1)).mean())
+        equal = ours == theirs
+    found: Array = equal & finite.reshape(len(equal), -1).all(axis=1)
+    return found
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

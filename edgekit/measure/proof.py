@@ -20,17 +20,23 @@ from edgekit.contents import read_contents
 from edgekit.contents.static import static_figures
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
+from edgekit.errors import DeviceError
 from edgekit.measure import accuracy
+from edgekit.measure.changes import changes
+from edgekit.measure.evidence import FileEvidence, Profile, lengths_of, memory_of, profile_of
 from edgekit.measure.golden import golden_rows, pick_rows
 from edgekit.measure.latency import summarize
 from edgekit.measure.measurement import above_empty, middle_length
 from edgekit.measure.parity import compare
+from edgekit.measure.profile import profile
 from edgekit.measure.size import check_scheme
 from edgekit.preprocess import Encoded
 
 _SAMPLE = 256
 _VARIANT = 32
 _LATENCY_ROWS = 256
+# How long operators are timed.
+_PROFILE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,14 @@ def prove(
     rows: Rows,
     threads: int,
     seconds: float,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    scored: Sequence[int] = (),
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Run the file on the rows and hold it against what was exported, and the original.
 
     exported: gives the outputs of the fp32 model that was exported. seconds: how long latency is
-    sampled. Returns a JSON-able record of the figures, and golden inputs with the file's answers.
+    sampled. scored: rows on which the model was scored after each step, to score the file on
+    them too. Returns a JSON-able record of the figures, golden inputs with the file's answers, and
+    the fields of a ``FileEvidence``.
     ``right`` in the record: a bit for each row, whether the file's class is the label, the first
     row in the highest bit of the first byte, in base64; ``None`` for other kinds of answers.
     Raises DeviceError when the runtime refuses the file, and ProofError when it does not hold the
@@ -80,6 +89,7 @@ def prove(
     answered = run_agent(artifact, encoded, [Pass("eval", "outputs"), *passes], threads=1)
     outputs = answered["passes"]["eval"]["outputs"]
     memory = measured["memory"]
+    timeline = memory.pop("timeline", [])
     reference = exported(sample)
 
     def parity(found: npt.NDArray[np.float32], places: Sequence[int]) -> dict[str, Any]:
@@ -141,7 +151,54 @@ def prove(
     }
     chosen = pick_rows(encoded)
     golden = golden_rows(encoded, rows, chosen, artifact, outputs[chosen])
-    return record, golden
+    evidence = FileEvidence(
+        changes=changes(per_answer(outputs, encoded), expected, rows, encoded),
+        lengths=lengths_of(measured["passes"]["latency"]),
+        memory=memory_of(timeline),
+        profile=_profile(artifact, encoded, threads),
+        sample_score=_score_some(outputs, expected, encoded, scored),
+    )
+    return record, golden, evidence.model_dump(mode="json")
+
+
+def _profile(artifact: Artifact, encoded: Encoded, threads: int) -> Profile:
+    """Where the time goes. A profiler that fails fails no proof."""
+    if artifact.format == "torchscript":
+        return _no_profile("TorchScript is not profiled")
+    picked = pick_rows(encoded)
+    try:
+        found = profile(artifact, encoded, picked, threads=threads, seconds=_PROFILE_SECONDS)
+    except DeviceError as error:
+        return _no_profile(str(error))
+    return profile_of(found)
+
+
+def _no_profile(reason: str) -> Profile:
+    return Profile(reason=reason, inferences=0, total_seconds=None, layers=[])
+
+
+def _score_some(
+    outputs: npt.NDArray[np.float32],
+    expected: Expected,
+    encoded: Encoded,
+    rows: Sequence[int],
+) -> float | None:
+    """The primary metric on some of the rows; ``None`` without labels, or without rows."""
+    if expected.labels is None or not rows:
+        return None
+    labels = [expected.labels[row] for row in rows]
+    if len(encoded) == 2 * len(expected.labels):
+        # Pairs of an embedding are two rows: all first texts, then all second ones.
+        rows = [*rows, *(row + len(expected.labels) for row in rows)]
+    scores = accuracy.score(
+        outputs[list(rows)],
+        labels,
+        task=expected.task,
+        problem=expected.problem,
+        labels=expected.label_names,
+        encoded=encoded.rows(list(rows)),
+    )
+    return scores[accuracy.primary_metric(expected.task, expected.problem)]
 
 
 def per_answer(outputs: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
