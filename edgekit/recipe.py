@@ -44,6 +44,10 @@ _BUILT_IN = {
     "round-weights": "edgekit.steps.quantize.round_weights:RoundWeights",
     "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "sparsify": "edgekit.steps.prune.sparsify:Sparsify",
+    "student-bilstm": "edgekit.steps.distill.bilstm:StudentBilstm",
+    "student-cmow": "edgekit.steps.distill.cmow:StudentCmow",
+    "student-cnn": "edgekit.steps.distill.cnn:StudentCnn",
+    "student-ngram": "edgekit.steps.distill.ngram:StudentNgram",
     "tie-layers": "edgekit.steps.factorize.tie_layers:TieLayers",
     "trim-vocabulary": "edgekit.steps.vocabulary.trim_vocabulary:TrimVocabulary",
 }

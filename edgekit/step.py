@@ -24,7 +24,8 @@ class Context:
     rows: training rows, never eval rows. folder: scratch of these very steps on this model and
     data, which is still there when a killed build is run again and goes when the steps are done;
     ``None`` where only shapes are looked at. on_progress: told how far a long step is. original:
-    the model before the first step.
+    the model before the first step. unlabeled: more rows to learn from, without labels; neither
+    eval nor training rows.
     """
 
     rows: Rows | None
@@ -32,6 +33,7 @@ class Context:
     folder: Path | None = None
     on_progress: OnProgress = unwatched
     original: "Model | None" = None
+    unlabeled: Rows | None = None
 
 
 class Step(Protocol):

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
     from edgekit.model import Model
 
-# transformers' model_type, and the file here that knows it.
+# transformers' model_type, or for a light student ours, and the file here that knows it.
 _FILES = {
     "albert": "albert",
     "bert": "bert",
     "distilbert": "distilbert",
+    "edgekit-bilstm": "bilstm",
+    "edgekit-cmow": "cmow",
+    "edgekit-cnn": "cnn",
+    "edgekit-ngram": "ngram",
     "electra": "electra",
     "mobilebert": "mobilebert",
     "mobilenet_v2": "mobilenet_v2",
@@ -123,6 +127,7 @@ class Architecture:
     frees_length: whether a TFLite graph of it can serve any length (see ``tflite_any_length``).
     cuts: what of a layer can be removed exactly through its ``Layer``: "heads" where nothing else
     knows their number, "neurons" where ``up`` and ``down`` are the layer's whole feed-forward.
+    reads_ngrams: whether its ids are those of n-grams (``edgekit.ngrams``), not of tokens.
     summary: the place of the token that stands for the whole text: 0, or -1 for the last.
     learns: whether the clean forward's gradients reach the model's own weights.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
@@ -144,6 +149,7 @@ class Architecture:
     frees_length: bool = True
     learns: bool = True
     cuts: frozenset[str] = frozenset()
+    reads_ngrams: bool = False
     summary: int = 0
 
     @property

@@ -42,7 +42,7 @@ from edgekit.export.tflite_lengths import (
 )
 from edgekit.export.tracing import output_name
 from edgekit.model import Model, as_exported, export_forward
-from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
+from edgekit.preprocess import ImagePreprocessor, TextReader
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ def _graphs(
         name_tensors(graph, weights)
         return graph
 
-    if not isinstance(model.preprocessor, TextPreprocessor):
+    if not isinstance(model.preprocessor, TextReader):
         return {0: converted(0)}
     allowed = model.preprocessor.max_length
     lengths = lengths or list(default_lengths(allowed))
@@ -201,7 +201,7 @@ def _samples(model: Model, length: int) -> tuple[torch.Tensor, ...]:
     """An example of each input, one row: text of ``length`` tokens; 32-bit numbers throughout."""
     import torch
 
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         return tuple(torch.ones(1, length, dtype=torch.int32) for _ in model.inputs)
     if isinstance(model.preprocessor, ImagePreprocessor):
         picture = model.preprocessor
