@@ -4,8 +4,6 @@ Hochreiter and Schmidhuber 1997; as a student of BERT: Tang et al. 2019, arXiv 1
 tagging the states stay with their words.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +26,7 @@ class BilstmConfig(LightConfig):
 
     model_type = "edgekit-bilstm"
 
-    def __init__(self, cells: int = 8, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.cells = cells
+    cells: int = 8
 
 
 class _Bilstm(Light):

@@ -10,8 +10,6 @@ Galke et al. 2022, arXiv 2109.07222, after Mai et al. 2019. Rules:
    bits; lengths are filled up to a power of two with I.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -36,10 +34,8 @@ class CmowConfig(LightConfig):
 
     model_type = "edgekit-cmow"
 
-    def __init__(self, matrix: int = 4, longest: int = 64, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.matrix = matrix
-        self.longest = longest
+    matrix: int = 4
+    longest: int = 64
 
 
 class CmowForSequenceClassification(Light):
@@ -70,12 +66,12 @@ class CmowForSequenceClassification(Light):
         matrices = rows[:, :, : 2 * square].reshape(batch, length, 2, size, size)
         matrices = matrices + torch.eye(size, dtype=rows.dtype, device=rows.device)
         left = product(matrices[:, :, 0], self.config.longest)
-        right = product(matrices[:, :, 1].transpose(-1, -2), self.config.longest).transpose(-1, -2)
+        right = product(matrices[:, :, 1], self.config.longest, from_right=True)
         return torch.cat([vectors, left.flatten(1), right.flatten(1)], -1)
 
 
-def product(matrices: Tensor, longest: int) -> Tensor:
-    """[B, d, d]: the product of matrices [B, L, d, d] from the left, L at most ``longest``."""
+def product(matrices: Tensor, longest: int, *, from_right: bool = False) -> Tensor:
+    """[B, d, d]: M_1 M_2 … M_L of matrices [B, L, d, d], or M_L … M_2 M_1; L at most ``longest``."""
     batch, size = matrices.shape[0], matrices.shape[-1]
     identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
     filling = identity.expand(batch, longest, size, size)
@@ -83,9 +79,10 @@ def product(matrices: Tensor, longest: int) -> Tensor:
     while longest > 1:
         longest //= 2
         pairs = matrices.reshape(batch, longest, 2, size, size)
-        matrices = torch.matmul(pairs[:, :, 0], pairs[:, :, 1])
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        matrices = torch.matmul(second, first) if from_right else torch.matmul(first, second)
     return matrices[:, 0]
 
 
 register(CmowConfig, CmowForSequenceClassification)
-ARCHITECTURE = Architecture(forward=LightForward, embeddings=embeddings)
+ARCHITECTURE = Architecture(forward=LightForward, embeddings=embeddings, frees_length=False)

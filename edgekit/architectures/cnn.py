@@ -22,10 +22,8 @@ class CnnConfig(LightConfig):
 
     model_type = "edgekit-cnn"
 
-    def __init__(self, filters: int = 8, widths: tuple[int, ...] = (1, 3, 5), **kwargs: object):
-        super().__init__(**kwargs)
-        self.filters = filters
-        self.widths = list(widths)
+    filters: int = 8
+    widths: tuple[int, ...] | list[int] = (1, 3, 5)
 
 
 class _Cnn(Light):

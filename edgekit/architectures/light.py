@@ -35,22 +35,12 @@ class LightConfig(PretrainedConfig):
     in front of the classifier. dropout: of what that layer and the classifier read, in training.
     """
 
-    def __init__(
-        self,
-        vocab_size: int = 8,
-        embedding_size: int = 8,
-        hidden_size: int = 8,
-        dropout: float = 0.0,
-        pair: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.vocab_size = vocab_size
-        self.embedding_size = embedding_size
-        self.hidden_size = hidden_size
-        self.dropout = dropout
-        self.pair = pair
-        self.pad_token_id = 0
+    vocab_size: int = 8
+    embedding_size: int = 8
+    hidden_size: int = 8
+    dropout: float = 0.0
+    pair: bool = False
+    pad_token_id: int | None = 0
 
 
 class Light(PreTrainedModel):

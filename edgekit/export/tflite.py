@@ -31,6 +31,7 @@ from edgekit.export.tflite_any_length import graph_for_any_length
 from edgekit.export.tflite_convert import convert, name_tensors
 from edgekit.export.tflite_file import read_program, write_program
 from edgekit.export.tflite_graph import Graph, Program, Signature, describe, type_name
+from edgekit.export.tflite_light import is_light, light_graph
 from edgekit.export.tflite_lengths import (
     CannotLearnError,
     Pattern,
@@ -162,9 +163,13 @@ def _graphs(
     if not isinstance(model.preprocessor, TextReader):
         return {0: converted(0)}
     allowed = model.preprocessor.max_length
+    if is_light(model) and any_length:
+        return {0: light_graph(model, 0)}
     lengths = lengths or list(default_lengths(allowed))
     if lengths[-1] > allowed:
         raise ExportError(f"length {lengths[-1]} is beyond the {allowed} positions of the model")
+    if is_light(model):
+        return {length: light_graph(model, length) for length in lengths}
     longest = allowed if any_length else lengths[-1]
     if [longest] == lengths and not any_length:
         return {longest: converted(longest)}

@@ -124,7 +124,9 @@ class LightStudent:
         from edgekit.steps.distill.words import word_preprocessor, words_of
 
         made: Any = self
-        preprocessor = word_preprocessor(model, rows, made.vocabulary, made.max_length)
+        types = bool(sizes.get("pair"))
+        size, longest = made.vocabulary, made.max_length
+        preprocessor = word_preprocessor(model, rows, size, longest, types=types)
         every = {
             "vocab_size": len(words_of(preprocessor)),
             "embedding_size": made.embedding,

@@ -36,20 +36,19 @@ _MOST = 20_000
 
 
 def word_preprocessor(
-    model: Model, rows: Rows, size: int, max_length: int
+    model: Model, rows: Rows, size: int, max_length: int, *, types: bool
 ) -> TextPreprocessor:
     """The student's tokenizer: at most ``size`` words and the four special tokens.
 
-    Inputs have ``token_type_ids`` where rows hold two texts.
+    types: whether the student asks which of two texts a word is in.
     """
     texts = (*(rows.texts or ()), *(rows.pairs or ()), *(rows.words or ()))
     tokenizer_json = _tokenizer(texts, size, _ignores_case(model))
-    types = ("token_type_ids",) if rows.pairs is not None else ()
     return TextPreprocessor(
         tokenizer_json=tokenizer_json,
         max_length=max_length,
         pad_id=SPECIAL.index(PAD),
-        inputs=("input_ids", "attention_mask", *types),
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
     )
 
 
