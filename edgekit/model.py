@@ -539,9 +539,7 @@ def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocess
     )
 
 
-def _ngram_preprocessor(
-    folder: Path, model: Model, record: Mapping[str, Any]
-) -> NgramPreprocessor:
+def _ngram_preprocessor(folder: Path, model: Model, record: Mapping[str, Any]) -> NgramPreprocessor:
     ngrams = read_ngrams(folder / NGRAMS)
     assert model.architecture is not None
     rows = model.architecture.word_embeddings(model.module).weight.shape[0]

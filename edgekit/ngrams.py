@@ -3,8 +3,8 @@
 Rules:
 
 1. A text is put into Unicode's form NFC and each of its characters into lower case.
-2. A word is a run of letters, marks and digits (categories L, M and N), or one other character
-   that is no white space.
+2. A word is a run of letters, marks and digits (categories L, M and N), or one punctuation mark or
+   symbol (P and S). All else only parts words.
 3. The text's n-grams are its runs of 1 to ``LONGEST`` words, each written with one space between
    words, in the order in which they begin, short ones first. One that occurs twice is there twice.
 4. An n-gram's id is its line in ``ngrams.txt``, from 0; those that are not in it are left out.
@@ -16,34 +16,36 @@ Rules:
 import collections
 import functools
 import unicodedata
-from collections.abc import Iterator, Mapping
 
 LONGEST = 4
 PADDING, NOTHING = "[PAD]", "[NONE]"
 
 
 def split_words(text: str) -> list[str]:
-    """Rules 1 and 2."""
+    """Runs of letters, marks and digits, and punctuation one by one, in lower case."""
     words, open_word = [], False
     for character in unicodedata.normalize("NFC", text):
-        inside = unicodedata.category(character)[0] in "LMN"
+        category = unicodedata.category(character)[0]
+        inside = category in "LMN"
         if inside and open_word:
             words[-1] += character.lower()
-        elif inside or not character.isspace():
+        elif inside or category in "PS":
             words.append(character.lower())
         open_word = inside
     return words
 
 
-def ngrams(words: list[str]) -> Iterator[str]:
-    """Rule 3."""
-    for start in range(len(words)):
-        for end in range(start + 1, min(start + LONGEST, len(words)) + 1):
-            yield " ".join(words[start:end])
+def ngrams(words: list[str]) -> list[str]:
+    """Every run of up to ``LONGEST`` words, by where it begins and then by its length."""
+    return [
+        " ".join(words[start:end])
+        for start in range(len(words))
+        for end in range(start + 1, min(start + LONGEST, len(words)) + 1)
+    ]
 
 
-def ngram_ids(text: str, known: Mapping[str, int]) -> list[int]:
-    """Rule 4."""
+def ngram_ids(text: str, known: dict[str, int]) -> list[int]:
+    """The ids of the n-grams that are known, or of ``NOTHING``."""
     found = [known[each] for each in ngrams(split_words(text)) if each in known]
     return found or [known[NOTHING]]
 

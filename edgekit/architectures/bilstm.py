@@ -4,6 +4,8 @@ Hochreiter and Schmidhuber 1997; as a student of BERT: Tang et al. 2019, arXiv 1
 tagging the states stay with their words.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,9 @@ from edgekit.architectures.light import (
     embeddings,
     register,
 )
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
 
 # torch keeps the gates as input, forget, cell, output; ONNX wants input, output, forget, cell.
 _ONNX_GATES = (0, 3, 1, 2)
@@ -45,54 +50,70 @@ class _Bilstm(Light):
         """[B, L, 2 cells]; what stands in the padding means nothing."""
         rows = self.dropout(self.words(input_ids))
         lengths = attention_mask.sum(1)
-        if torch.onnx.is_in_onnx_export():
-            return self._as_onnx(rows, lengths)
         ahead, _ = self.ahead(rows)
         back, _ = self.back(_turned(rows, lengths))
         return torch.cat([ahead, _turned(back, lengths)], -1)
 
-    def _as_onnx(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """The one operator that ONNX has for both directions, which knows of lengths."""
-        both = (self.ahead, self.back)
-        arguments = [
-            rows.transpose(0, 1),
-            torch.stack([_gates(each.weight_ih_l0) for each in both]),
-            torch.stack([_gates(each.weight_hh_l0) for each in both]),
-            torch.stack(
-                [torch.cat([_gates(each.bias_ih_l0), _gates(each.bias_hh_l0)]) for each in both]
-            ),
-            lengths.to(torch.int32),
-        ]
-        batch, length = rows.shape[0], rows.shape[1]
-        cells = self.config.cells
-        states = torch.onnx.ops.symbolic(
-            "LSTM",
-            arguments,
-            {"direction": "bidirectional", "hidden_size": cells},
-            dtype=rows.dtype,
-            shape=(length, 2, batch, cells),
-        )
-        return states.permute(2, 0, 1, 3).flatten(2)
+    def finish(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """The logits of the states."""
+        raise NotImplementedError
 
-
-class BilstmForSequenceClassification(_Bilstm):
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> Tensor:
-        states = self.states(input_ids, attention_mask)
+        return self.finish(self.states(input_ids, attention_mask), attention_mask)
+
+
+class BilstmForSequenceClassification(_Bilstm):
+    def finish(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         # A cell's answer is above -1, so that the padding never is the largest.
-        padding = (1.0 - attention_mask.to(states.dtype))[:, :, None] * -2.0
         mask = attention_mask.to(states.dtype)[:, :, None]
-        logits: Tensor = self.head((states * mask + padding).amax(1))
+        logits: Tensor = self.head((states * mask + (mask - 1.0) * 2.0).amax(1))
         return logits
 
 
 class BilstmForTokenClassification(_Bilstm):
-    def logits(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
-    ) -> Tensor:
-        logits: Tensor = self.head(self.states(input_ids, attention_mask))
+    def finish(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.head(states)
         return logits
+
+
+class BilstmForward(LightForward):
+    """The clean forward; in ONNX the one operator for both directions, which knows of lengths."""
+
+    def __init__(self, model: "Model", decomposed_norm: bool) -> None:
+        super().__init__(model, decomposed_norm)
+        module: Any = model.module
+        both = (module.ahead, module.back)
+        made = {
+            "inputs": torch.stack([_gates(each.weight_ih_l0) for each in both]),
+            "states": torch.stack([_gates(each.weight_hh_l0) for each in both]),
+            "biases": torch.stack(
+                [torch.cat([_gates(each.bias_ih_l0), _gates(each.bias_hh_l0)]) for each in both]
+            ),
+        }
+        for name, weight in made.items():
+            self.register_buffer(name, weight.detach(), persistent=False)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        module: Any = self.module
+        if not torch.onnx.is_in_onnx_export():
+            logits: Tensor = module.logits(input_ids, attention_mask, token_type_ids)
+            return logits
+        rows = module.words(input_ids)
+        lengths = attention_mask.sum(1).to(torch.int32)
+        shape = rows.shape[1], 2, rows.shape[0], module.config.cells
+        states = torch.onnx.ops.symbolic(
+            "LSTM",
+            [rows.transpose(0, 1), self.inputs, self.states, self.biases, lengths],
+            {"direction": "bidirectional", "hidden_size": module.config.cells},
+            dtype=rows.dtype,
+            shape=shape,
+        )
+        finished: Tensor = module.finish(states.permute(2, 0, 1, 3).flatten(2), attention_mask)
+        return finished
 
 
 def _turned(states: Tensor, lengths: Tensor) -> Tensor:
@@ -109,4 +130,4 @@ def _gates(weight: Tensor) -> Tensor:
 
 
 register(BilstmConfig, BilstmForSequenceClassification, BilstmForTokenClassification)
-ARCHITECTURE = Architecture(forward=LightForward, embeddings=embeddings)
+ARCHITECTURE = Architecture(forward=BilstmForward, embeddings=embeddings)

@@ -71,7 +71,7 @@ class CmowForSequenceClassification(Light):
 
 
 def product(matrices: Tensor, longest: int, *, from_right: bool = False) -> Tensor:
-    """[B, d, d]: M_1 M_2 … M_L of matrices [B, L, d, d], or M_L … M_2 M_1; L at most ``longest``."""
+    """[B, d, d]: M_1 M_2 … M_L of [B, L, d, d], or M_L … M_2 M_1; L is at most ``longest``."""
     batch, size = matrices.shape[0], matrices.shape[-1]
     identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
     filling = identity.expand(batch, longest, size, size)

@@ -6,7 +6,8 @@ zeros, and gives the same for a row whatever its padding, so that the module its
 forward. Id 0 is the padding.
 
 A text model of two texts has ``config.pair``: each text is read alone, by the same weights, and
-the head sees ``[a; b; |a - b|]`` (DiffCat; Galke et al. 2022). ``token_type_ids`` say which is which.
+the head sees ``[a; b; |a - b|]`` (DiffCat; Galke et al. 2022); ``token_type_ids`` say which is
+which.
 """
 
 from typing import TYPE_CHECKING, Any

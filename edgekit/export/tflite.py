@@ -31,7 +31,6 @@ from edgekit.export.tflite_any_length import graph_for_any_length
 from edgekit.export.tflite_convert import convert, name_tensors
 from edgekit.export.tflite_file import read_program, write_program
 from edgekit.export.tflite_graph import Graph, Program, Signature, describe, type_name
-from edgekit.export.tflite_light import is_light, light_graph
 from edgekit.export.tflite_lengths import (
     CannotLearnError,
     Pattern,
@@ -41,6 +40,7 @@ from edgekit.export.tflite_lengths import (
     shorten,
     unmistakable,
 )
+from edgekit.export.tflite_light import is_light, light_graph
 from edgekit.export.tracing import output_name
 from edgekit.model import Model, as_exported, export_forward
 from edgekit.preprocess import ImagePreprocessor, TextReader
@@ -80,23 +80,33 @@ def export_tflite(
     static = _marked(model, scheme) if scheme in STATIC else None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         graphs = _graphs(model, Path(scratch), scheme, sorted(set(lengths)), any_length, static)
-        names = (*model.inputs, output_name(model))
-        signatures = [
-            Signature(
-                f"length_{length}" if len(graphs) > 1 else _ONLY,
-                graph,
-                dict(zip(names, graph.inputs, strict=False)),
-                {names[-1]: graph.outputs[0]},
-            )
-            for length, graph in graphs.items()
-        ]
-        program = Program(list(graphs.values()), signatures)
+        program = _program(model, graphs)
         fixed = tuple(length for length in graphs if length)
         if beside is not None:
             _write(program if static is None else _plain(program), beside, "fp32", fixed)
         if static is not None:
             _make_integer(program, static, model, integer_ends)
         return _write(program, out, scheme, fixed)
+
+
+def export_graphs(model: Model, graphs: Mapping[int, Graph], out: Path, scheme: Scheme) -> Artifact:
+    """Write graphs of the model, by their length, as ``export_tflite`` does."""
+    fixed = tuple(length for length in graphs if length)
+    return _write(_program(model, graphs), out, scheme, fixed)
+
+
+def _program(model: Model, graphs: Mapping[int, Graph]) -> Program:
+    names = (*model.inputs, output_name(model))
+    signatures = [
+        Signature(
+            f"length_{length}" if len(graphs) > 1 else _ONLY,
+            graph,
+            dict(zip(names, graph.inputs, strict=False)),
+            {names[-1]: graph.outputs[0]},
+        )
+        for length, graph in graphs.items()
+    ]
+    return Program(list(graphs.values()), signatures)
 
 
 def _plain(program: Program) -> Program:

@@ -16,7 +16,9 @@ graphs needs more than a page. Rules:
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ import numpy as np
 from edgekit.export.tflite_graph import Graph, Operator, Tensor, constant, operator, schema
 
 if TYPE_CHECKING:
+    from edgekit.artifact import Scheme
     from edgekit.model import Model
 
 Array = np.ndarray[Any, Any]
@@ -49,6 +52,15 @@ def light_graph(model: Model, length: int) -> Graph:
     return Graph(inputs, [answer], writing.operators)
 
 
+def written_bytes(model: Model, scheme: Scheme, lengths: Sequence[int]) -> int:
+    """Bytes of the file, by writing it with made-up weights where the model's are meta."""
+    from edgekit.export.tflite import export_graphs
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        graphs = {length: light_graph(model, length) for length in lengths or (0,)}
+        return export_graphs(model, graphs, Path(folder), scheme).bytes
+
+
 class _Writing:
     """A graph that grows. length: -1 where any will do."""
 
@@ -56,7 +68,10 @@ class _Writing:
         self.module = module
         self.config = module.config
         self.length = length or -1
-        self.weights = {name: t.detach().numpy() for name, t in module.named_parameters()}
+        self.weights = {
+            name: _made_up(number, tensor) if tensor.is_meta else tensor.detach().numpy()
+            for number, (name, tensor) in enumerate(module.named_parameters())
+        }
         self.operators: list[Operator] = []
         self.made: dict[str, Tensor] = {}
 
@@ -131,6 +146,11 @@ class _Writing:
         return self.linear(self.linear(state, "head.hidden", _TANH), "head.classifier")
 
 
+def _made_up(number: int, tensor: Any) -> Array:
+    """Numbers that no other weight has: what is equal is stored once."""
+    return np.random.default_rng(number).random(tuple(tensor.shape), np.float32)
+
+
 _OPTIONS = {
     "ADD": "Add",
     "BATCH_MATMUL": "BatchMatMul",
@@ -169,9 +189,7 @@ def _compared(writing: _Writing, states: list[Tensor]) -> Tensor:
     return writing.add("CONCATENATION", [first, second, gap], (1, 3 * first.shape[1]), axis=1)
 
 
-def _ngram(
-    writing: _Writing, ids: Tensor, mask: Tensor, types: Tensor | None = None
-) -> Tensor:
+def _ngram(writing: _Writing, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
     rows = writing.rows(ids, "words.weight")
     width = rows.shape[1]
     one = writing.constant("one", np.ones((1, 1), np.float32))
@@ -197,7 +215,11 @@ def _cnn(writing: _Writing, ids: Tensor, mask: Tensor) -> Tensor:
         name = f"convolutions.{number}"
         filters = writing.weights[f"{name}.weight"].transpose(0, 2, 1)[:, None]
         shape = (1, 1, length, config.filters)
-        taken = [picture, writing.constant(f"{name}.weight", filters), writing.weight(f"{name}.bias")]
+        taken = [
+            picture,
+            writing.constant(f"{name}.weight", filters),
+            writing.weight(f"{name}.bias"),
+        ]
         options = {"padding": _SAME, "strideW": 1, "strideH": 1, "fusedActivationFunction": _RELU}
         options |= {"dilationWFactor": 1, "dilationHFactor": 1}
         found.append(writing.add("CONV_2D", taken, shape, **options))
@@ -285,9 +307,7 @@ def _variable(name: str, cells: int) -> Tensor:
     return Tensor(name, schema().TensorType.FLOAT32, (1, cells), fields=fields)
 
 
-def _cmow(
-    writing: _Writing, ids: Tensor, mask: Tensor, types: Tensor | None = None
-) -> Tensor:
+def _cmow(writing: _Writing, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
     length, size = writing.length, writing.config.matrix
     rows = writing.rows(ids, "words.weight")
     width = rows.shape[1]

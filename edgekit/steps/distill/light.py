@@ -83,26 +83,18 @@ class LightStudent:
             check_labels(step, self.labels, model, context.rows)
 
     def apply(self, model: Model, context: Context) -> Model:
-        from edgekit.architectures import architecture
-
         assert context.rows is not None
         family, sizes, preprocessor = self.outline(model, context.rows)
-        described = architecture(family)
-        module = build(family, model, sizes | {"dropout": self.dropout}, context)
-        made = replace(
-            model,
-            module=module,
-            architecture=described,
-            preprocessor=preprocessor,
-            sparsity=0.0,
-        )
+        made = build(family, model, sizes | {"dropout": self.dropout}, preprocessor, context.seed)
         if context.folder is None:
             return made
         teacher = context.original or model
         self.begin(made, teacher)
         notes = self._teach(made, teacher, context)
-        parameters = sum(each.numel() for each in module.parameters())
-        told = f"{self.name}: {parameters:,} parameters, {len(self.words(made)):,} words; {notes[0]}"
+        parameters = sum(each.numel() for each in made.module.parameters())
+        told = (
+            f"{self.name}: {parameters:,} parameters, {len(self.words(made)):,} words; {notes[0]}"
+        )
         return replace(made, lineage=(*model.lineage, told, *notes[1:]))
 
     def ensures(self, before: Model, after: Model) -> None:
@@ -158,7 +150,9 @@ class LightStudent:
     def _sizes(self) -> dict[str, float]:
         """Options that must be above zero, by their dashed names."""
         own = ("vocabulary", "embedding", "hidden", "max_length")
-        return {each.replace("_", "-"): getattr(self, each) for each in own if hasattr(self, each)} | {
+        return {
+            each.replace("_", "-"): getattr(self, each) for each in own if hasattr(self, each)
+        } | {
             "epochs": self.epochs,
             "learning-rate": self.learning_rate,
             "batch": self.batch,
@@ -217,12 +211,15 @@ class LightStudent:
         return Rows(texts=(*varied_texts, *((given.texts if given else None) or ())))
 
 
-def build(family: str, model: Model, sizes: dict[str, Any], context: Context) -> Any:
-    """An untrained student for the model's task; on the meta device where the model is."""
+def build(family: str, model: Model, sizes: dict[str, Any], preprocessor: Any, seed: int) -> Model:
+    """An untrained student in the model's place; on the meta device where the model is."""
     import torch
     import transformers
 
+    from edgekit.architectures import architecture
     from edgekit.train_state import chance_kept
+
+    described = architecture(family)
 
     old: Any = model.module.config
     tagging = model.task == "token-classification"
@@ -240,8 +237,11 @@ def build(family: str, model: Model, sizes: dict[str, Any], context: Context) ->
     )
     meta = next(model.module.parameters()).is_meta
     with chance_kept(), torch.device("meta" if meta else "cpu"):
-        torch.manual_seed(context.seed)
-        return auto.from_config(config).eval()
+        torch.manual_seed(seed)
+        module = auto.from_config(config).eval()
+    return replace(
+        model, module=module, architecture=described, preprocessor=preprocessor, sparsity=0.0
+    )
 
 
 def taught(
@@ -292,7 +292,6 @@ def at_words(outputs: Array, theirs: Encoded, ours: Encoded) -> Array:
 
 def answer_loss(student: Model, temperature: float, labels: float, word_dropout: float) -> Any:
     """Rules 3 and 4, as ``train`` takes a loss."""
-    import torch
     import torch.nn.functional as F
 
     from edgekit.examples import IGNORED

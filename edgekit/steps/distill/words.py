@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgekit.model import Model
 
 PAD, UNKNOWN, FIRST, BETWEEN = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-_WORD = r"[\p{L}\p{M}\p{N}]+|[^\p{L}\p{M}\p{N}\s]"
+_WORD = r"[\p{L}\p{M}\p{N}]+|[\p{P}\p{S}]"
 # Rows of a table whose axes are worked out exactly.
 _MOST = 20_000
 
