@@ -545,8 +545,8 @@ def _ngram_preprocessor(folder: Path, model: Model, record: Mapping[str, Any]) -
     rows = model.architecture.word_embeddings(model.module).weight.shape[0]
     if len(ngrams) != rows:
         raise ModelError(
-            f"{folder}: {NGRAMS} has {len(ngrams)} lines and the table of n-grams {rows} rows; save "
-            "the two together"
+            f"{folder}: {NGRAMS} has {len(ngrams)} lines and the table of n-grams {rows} rows; "
+            "save the two together"
         )
     limit, inputs = record.get("max_length"), record.get("inputs")
     if not isinstance(limit, int) or limit < 2 or not isinstance(inputs, list):

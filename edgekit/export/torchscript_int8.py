@@ -98,7 +98,7 @@ class _Rewriting:
 
     def recurrent(self, node: "Node") -> None:
         """Rule 4."""
-        state, start, weights, *rest = node.inputs()
+        weights = list(node.inputs())[2]
         known: Any = weights.toIValue()
         parts = (
             [self._constant(node, each) for each in known]

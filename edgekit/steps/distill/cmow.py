@@ -1,4 +1,4 @@
-"""The CMOW/CBOW-hybrid student: words as matrices that are multiplied, beside vectors that are added.
+"""The CMOW/CBOW-hybrid student: words are matrices to multiply, and vectors to add.
 
 Galke et al. 2022, arXiv 2109.07222. Rules, beside those of ``light``:
 

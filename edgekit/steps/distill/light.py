@@ -92,9 +92,8 @@ class LightStudent:
         self.begin(made, teacher)
         notes = self._teach(made, teacher, context)
         parameters = sum(each.numel() for each in made.module.parameters())
-        told = (
-            f"{self.name}: {parameters:,} parameters, {len(self.words(made)):,} words; {notes[0]}"
-        )
+        size = f"{parameters:,} parameters, a vocabulary of {len(self.words(made)):,}"
+        told = f"{self.name}: {size}; {notes[0]}"
         return replace(made, lineage=(*model.lineage, told, *notes[1:]))
 
     def ensures(self, before: Model, after: Model) -> None:
@@ -276,7 +275,7 @@ def taught(
 
 
 def at_words(outputs: Array, theirs: Encoded, ours: Encoded) -> Array:
-    """The teacher's outputs [N, L', C] at its words' first tokens, moved to the student's [N, L, C].
+    """The teacher's outputs [N, L', C] at its words' first tokens, at the student's: [N, L, C].
 
     NaN where the student has no word's first token, or the teacher cut the word off.
     """
