@@ -4,7 +4,8 @@ Rules:
 
 1. ``trim-vocabulary:min-count=2,words=words.txt`` is a step with options; the name alone takes
    every default. In TOML the same is a table: ``name = "trim-vocabulary"``, ``min-count = 2``.
-2. A step is a frozen dataclass; its fields are its options, spelled with dashes.
+2. A step is a frozen dataclass; its fields are its options, spelled with dashes. Several paths
+   in one option are parted by ``;``, or in TOML a list.
 3. Names come from the entry point group ``edgekit.steps``, so that any installed package can
    add a step; edgekit's own are known without it.
 """
@@ -44,6 +45,7 @@ _BUILT_IN = {
     "round-weights": "edgekit.steps.quantize.round_weights:RoundWeights",
     "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "sparsify": "edgekit.steps.prune.sparsify:Sparsify",
+    "student": "edgekit.steps.distill.student:Student",
     "student-bilstm": "edgekit.steps.distill.bilstm:StudentBilstm",
     "student-cmow": "edgekit.steps.distill.cmow:StudentCmow",
     "student-cnn": "edgekit.steps.distill.cnn:StudentCnn",
@@ -67,13 +69,12 @@ class StepSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The TOML table of this step, with every option written out."""
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in self.options().items()}
-        return {"name": self.name, **plain}
+        return {"name": self.name, **{k: _plain(v) for k, v in self.options().items()}}
 
     def __str__(self) -> str:
         """The text form, with the options that differ from their defaults."""
         defaults = {option.name: option.default for option in step_options(self.name)}
-        changed = [f"{k}={v}" for k, v in self.options().items() if v != defaults[k]]
+        changed = [f"{k}={_shown(v)}" for k, v in self.options().items() if v != defaults[k]]
         return f"{self.name}:{','.join(changed)}" if changed else self.name
 
 
@@ -225,6 +226,8 @@ def _entries() -> dict[str, EntryPoint]:
 def _coerce(step: str, option: str, value: Any, hint: Any) -> Any:
     import pydantic
 
+    if isinstance(value, str) and hint == tuple[Path, ...]:
+        value = [part.strip() for part in value.split(";") if part.strip()]
     try:
         return pydantic.TypeAdapter(hint).validate_python(value)
     except pydantic.ValidationError as problem:
@@ -233,11 +236,29 @@ def _coerce(step: str, option: str, value: Any, hint: Any) -> Any:
         ) from problem
 
 
+def paths_in(value: Any) -> tuple[Path, ...]:
+    """The paths that an option's value is or holds."""
+    listed = value if isinstance(value, tuple) else (value,)
+    return tuple(each for each in listed if isinstance(each, Path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return ";".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _relative_to(folder: Path, spec: StepSpec) -> StepSpec:
     paths = {
         option.replace("-", "_"): folder / value
-        for option, value in spec.options().items()
         if isinstance(value, Path)
+        else tuple(folder / each for each in value)
+        for option, value in spec.options().items()
+        if paths_in(value)
     }
     step: Any = spec.step
     return StepSpec(spec.name, dataclasses.replace(step, **paths))
@@ -250,6 +271,8 @@ def _type_name(hint: Any) -> str:
         return "|".join(str(choice) for choice in parts)
     if origin in (typing.Union, types.UnionType):
         return "|".join(_type_name(part) for part in parts if part is not type(None))
+    if origin is tuple:
+        return "paths"
     names = {float: "number", str: "text", bool: "true|false", Path: "path"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 

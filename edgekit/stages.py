@@ -4,6 +4,7 @@ A stage's key holds the keys of what it is made from, never their content, so th
 nothing changed loads no model and no runtime. The heavy work is in the rooms that these call.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,11 @@ import numpy as np
 from edgekit import __version__
 from edgekit.artifact import STATIC, Artifact, Format, sha256
 from edgekit.budget import Verdict
-from edgekit.errors import ProofError
+from edgekit.errors import ModelError, ProofError
 from edgekit.events import Event, Sink
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
-from edgekit.recipe import StepSpec
+from edgekit.recipe import StepSpec, paths_in
 from edgekit.store import Entry, Store, versions
 from edgekit.target import Target
 from edgekit.workbench import Workbench, answers_of, encode
@@ -488,11 +489,23 @@ def _read(path: Path) -> dict[str, Any]:
 def _step_fields(spec: StepSpec) -> dict[str, Any]:
     """What decides a step's outcome: its options, and the content of files that they name."""
     files = {
-        name: sha256(value)
+        name: [_content(path) for path in paths_in(value)]
         for name, value in spec.options().items()
-        if isinstance(value, Path) and value.is_file()
+        if paths_in(value)
     }
     return {**spec.to_json(), "files": files}
+
+
+def _content(path: Path) -> str | None:
+    """Digest of a file or a checkpoint; the step says what it thinks of anything else."""
+    if path.is_file():
+        return sha256(path)
+    if path.is_dir():
+        from edgekit.model import identify
+
+        with contextlib.suppress(ModelError):
+            return identify(str(path)).digest
+    return None
 
 
 def _outcome_fields(target: Target) -> dict[str, Any]:

@@ -9,16 +9,23 @@ import numpy as np
 if TYPE_CHECKING:
     from edgekit.data import Rows
     from edgekit.model import Model
+    from edgekit.preprocess import Array
 
 _SHARE = 0.1
 _MOST = 512
 
 
+def places(count: int, seed: int) -> tuple[Array, Array]:
+    """Of ``count`` rows those to learn from, and the tenth (at most 512) that is set aside."""
+    order = np.random.default_rng([seed, count]).permutation(count)
+    aside = max(1, min(_MOST, round(_SHARE * count)))
+    return np.sort(order[aside:]), np.sort(order[:aside])
+
+
 def set_aside(rows: Rows, seed: int) -> tuple[Rows, Rows]:
-    """The rows to learn from, and the tenth (at most 512) that is set aside; by the seed."""
-    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
-    count = max(1, min(_MOST, round(_SHARE * len(rows))))
-    return rows.take(np.sort(order[count:])), rows.take(np.sort(order[:count]))
+    """The rows to learn from, and those that are set aside; by the seed."""
+    learned, judged = places(len(rows), seed)
+    return rows.take(learned), rows.take(judged)
 
 
 def metric_of(model: Model) -> str:

@@ -293,8 +293,7 @@ def answer_loss(student: Model, temperature: float, labels: float, word_dropout:
     """Rules 3 and 4, as ``train`` takes a loss."""
     import torch.nn.functional as F
 
-    from edgekit.examples import IGNORED
-    from edgekit.steps.distill.losses import soft_cross_entropy
+    from edgekit.steps.distill.losses import label_cross_entropy, soft_cross_entropy
 
     tagging = student.task == "token-classification"
     assert student.architecture is not None
@@ -310,10 +309,7 @@ def answer_loss(student: Model, temperature: float, labels: float, word_dropout:
         if not labels:
             return soft
         assert batch.labels is not None
-        known = batch.labels != IGNORED
-        count = known.sum().clamp_min(1)
-        hard = F.cross_entropy(answer[known], batch.labels[known], reduction="sum") / count
-        return (1 - labels) * soft + labels * hard
+        return (1 - labels) * soft + labels * label_cross_entropy(answer, batch.labels)
 
     return loss
 
