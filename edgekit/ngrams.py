@@ -23,7 +23,8 @@ PADDING, NOTHING = "[PAD]", "[NONE]"
 
 def split_words(text: str) -> list[str]:
     """Runs of letters, marks and digits, and punctuation one by one, in lower case."""
-    words, open_word = [], False
+    words: list[str] = []
+    open_word = False
     for character in unicodedata.normalize("NFC", text):
         category = unicodedata.category(character)[0]
         inside = category in "LMN"

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle.write import _explain_ngrams, app_files
@@ -21,6 +21,7 @@ from tests.tiny_light import TEXTS, tiny_student
 _SOME = st.lists(st.sampled_from(["a", "b", "c", "d e", "A?"]), max_size=12).map(" ".join)
 
 
+@settings(max_examples=40)
 @given(st.lists(_SOME, min_size=1, max_size=8), st.integers(1, 40))
 def test_the_vocabulary_is_the_most_frequent_ngrams_and_ties_go_to_the_shorter(texts, size):
     counts: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -37,6 +38,7 @@ def test_the_vocabulary_is_the_most_frequent_ngrams_and_ties_go_to_the_shorter(t
         assert not beginning or " ".join(beginning) in found
 
 
+@settings(max_examples=60)
 @given(st.text(st.characters(max_codepoint=0x24FF, exclude_categories=("Cn",)), max_size=40))
 def test_words_are_those_of_the_students_that_have_a_tokenizer(text):
     normal = tokenizers.normalizers.Sequence(

@@ -38,7 +38,7 @@ def _vary(
 ) -> Words:
     words = list(text)
     if words and chance.random() < _SPLICE:
-        other = texts[chance.integers(len(texts))]
+        other = texts[int(chance.integers(len(texts)))]
         words = words[: len(words) // 2] + list(other[len(other) // 2 :])
     kept = []
     for word, drawn in zip(words, chance.random(len(words)), strict=True):
