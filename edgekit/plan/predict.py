@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.artifact import FLOAT_SCHEMES, MATRIX_BITS, STATIC, Format, Scheme
 from edgekit.contents import read_contents
 from edgekit.contents.operators import multiplied, read_graph
+from edgekit.errors import ExportError
 from edgekit.export.onnx_weights import BLOCK
 from edgekit.export.packing import table_bits
 from edgekit.export.tflite_weights import matrix_bits
@@ -81,8 +82,14 @@ def predicted_bytes(
     from edgekit.export.tflite_light import is_light, written_bytes
     from edgekit.model import export_forward
 
-    if format == "tflite" and is_light(model):
-        return written_bytes(model, scheme, lengths)
+    if is_light(model):
+        if scheme in STATIC:
+            raise ExportError(
+                f"{scheme} is for models whose activations were calibrated, and a light student's "
+                "are not known to be sound in integers; choose --scheme int8-dynamic"
+            )
+        if format == "tflite":
+            return written_bytes(model, scheme, lengths)
     forward = export_forward(model, decomposed_norm=format == "tflite")
     used, operators = _used(forward, model)
     longest = max(lengths, default=0) if format == "tflite" else 0

@@ -9,6 +9,7 @@ import torch
 
 from edgekit.architectures.light import compared
 from edgekit.data import Rows
+from edgekit.errors import ExportError
 from edgekit.export import export_artifact
 from edgekit.model import export_forward, identify, load_model, reference_outputs, save_model
 from edgekit.plan.predict import predicted_bytes
@@ -84,6 +85,12 @@ def test_tflite_files_answer_as_the_student_and_have_the_predicted_bytes(
         else:
             found[row] = answer
     _same(found, reference, encoded, limit * max(1.0, float(reference.std())))
+
+
+def test_static_integers_are_refused_before_anything_is_learned():
+    model, _ = tiny_student("cnn")
+    with pytest.raises(ExportError, match="choose --scheme int8-dynamic"):
+        predicted_bytes(model, "onnx", "int8-static", ())
 
 
 @pytest.mark.slow
