@@ -44,7 +44,7 @@ class _Bilstm(Light):
         self.ahead = nn.LSTM(config.embedding_size, config.cells, batch_first=True)
         self.back = nn.LSTM(config.embedding_size, config.cells, batch_first=True)
         self.head = LightHead(2 * config.cells, config)
-        self.post_init()
+        self.ready()
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, L, 2 cells]; what stands in the padding means nothing."""
@@ -80,6 +80,10 @@ class BilstmForTokenClassification(_Bilstm):
 
 class BilstmForward(LightForward):
     """The clean forward; in ONNX the one operator for both directions, which knows of lengths."""
+
+    inputs: Tensor
+    states: Tensor
+    biases: Tensor
 
     def __init__(self, model: "Model", decomposed_norm: bool) -> None:
         super().__init__(model, decomposed_norm)

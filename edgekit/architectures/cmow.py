@@ -47,7 +47,7 @@ class CmowForSequenceClassification(Light):
         self.words = nn.Embedding(config.vocab_size, 2 * square + config.embedding_size)
         texts = 3 if config.pair else 1
         self.head = LightHead(texts * self.words.embedding_dim, config)
-        self.post_init()
+        self.ready()
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None

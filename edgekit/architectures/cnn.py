@@ -38,7 +38,7 @@ class _Cnn(Light):
             for width in config.widths
         )
         self.head = LightHead(config.filters * len(config.widths), config)
-        self.post_init()
+        self.ready()
 
     def answers(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, filters, L]: none is below zero, and zero in the padding."""

@@ -50,6 +50,10 @@ class Light(PreTrainedModel):
     base_model_prefix = ""
     word_table = "words"
 
+    def ready(self) -> None:
+        """What transformers wants at the end of making a model."""
+        self.post_init()  # type: ignore[no-untyped-call]
+
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> Tensor:

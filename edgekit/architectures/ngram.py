@@ -32,7 +32,7 @@ class NgramForSequenceClassification(Light):
         self.words = nn.Embedding(config.vocab_size, config.embedding_size)
         texts = 3 if config.pair else 1
         self.head = LightHead(texts * config.embedding_size, config)
-        self.post_init()
+        self.ready()
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None

@@ -128,7 +128,7 @@ def _explain_ngrams() -> str:
     from edgekit import ngrams
 
     parts = (ngrams.split_words, ngrams.ngrams, ngrams.ngram_ids)
-    return _NGRAMS.replace("CODE", "\n\n".join(map(inspect.getsource, parts)))
+    return _NGRAMS.replace("CODE", "\n\n".join(inspect.getsource(part) for part in parts))
 
 
 def check_output(folder: Path, *, model: str, overwrite: bool) -> None:

@@ -119,8 +119,8 @@ class _Writing:
 
     def reshape(self, tensor: Tensor, *shape: int, dtype: Any = np.float32) -> Tensor:
         asked = list(shape)
-        options = {"newShape": asked}
-        return self.add("RESHAPE", [tensor, self.whole(*asked)], shape, dtype=dtype, **options)
+        inputs = [tensor, self.whole(*asked)]
+        return self.add("RESHAPE", inputs, shape, dtype=dtype, newShape=asked)
 
     def rows(self, ids: Tensor, name: str) -> Tensor:
         """[length, width] of a table."""
@@ -284,12 +284,13 @@ def _lstm(writing: _Writing, text: Tensor, name: str, steps: int) -> Tensor:
     inputs = np.concatenate([inputs, shut], 2)
     gates = ("input", "forget", "cell", "output")
 
-    def four(what: str, values: Array) -> list[Tensor]:
+    def four(what: str, values: Array) -> list[Tensor | None]:
         return [writing.constant(f"{name}.{what}.{g}", v) for g, v in zip(gates, values)]
 
     memory = [_variable(f"{name}.{which}", cells) for which in ("answer", "state")]
     taken: list[Tensor | None] = [text, *four("inputs", inputs), *four("states", states)]
-    taken += [None] * 3 + four("bias", bias.reshape(4, cells)) + [None] * 2 + memory
+    taken += [None] * 3 + four("bias", bias.reshape(4, cells)) + [None] * 2
+    taken += memory
     return writing.add(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
         taken,

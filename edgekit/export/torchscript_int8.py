@@ -14,6 +14,7 @@ Rules, for a frozen graph:
 5. All else (biases, norms, small tables) stays float32.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class _Rewriting:
         for number, part in enumerate(parts):
             matrix = _float_constant(part)
             if matrix is not None and matrix.ndim == 2:
-                stored = self._once(lambda each=matrix: _quantized_filters(each), matrix)
+                stored = self._once(functools.partial(_quantized_filters, matrix), matrix)
                 factors = [self._constant(node, each) for each in stored]
                 parts[number] = self._insert(node, "aten::mul", factors)
         listed = self.graph.create("prim::ListConstruct", parts, 1).insertBefore(node).output()

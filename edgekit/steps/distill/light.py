@@ -263,8 +263,13 @@ def taught(
         outputs = at_words(outputs, theirs, read)
     gold: Array | None = None
     if labels:
-        kind = {"task": student.task, "problem": student.problem}
-        known: Any = label_ids(rows, student.labels, **kind, source="the training rows")
+        known: Any = label_ids(
+            rows,
+            student.labels,
+            task=student.task,
+            problem=student.problem,
+            source="the training rows",
+        )
         if tagging:
             gold = np.full(read.arrays["input_ids"].shape, IGNORED, np.int64)
             gold[: len(rows)] = token_labels(read.rows(slice(len(rows))), known)
