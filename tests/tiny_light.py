@@ -50,8 +50,6 @@ def tiny_student(
     module: Any = made.module
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        if kind == "cmow":
-            module.words.weight *= 0.1
         for parameter in module.parameters():
             parameter += torch.randn(parameter.shape, generator=chance) * 0.1
         module.words.weight[0] = 0

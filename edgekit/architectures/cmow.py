@@ -25,6 +25,8 @@ from edgekit.architectures.light import (
     register,
 )
 
+_SPREAD = 0.01  # of A in the beginning
+
 
 class CmowConfig(LightConfig):
     """matrix: rows and columns of a word's matrices; embedding_size: of its vector.
@@ -45,6 +47,9 @@ class CmowForSequenceClassification(Light):
         super().__init__(config)
         square = config.matrix**2
         self.words = nn.Embedding(config.vocab_size, 2 * square + config.embedding_size)
+        with torch.no_grad():
+            self.words.weight[:, : 2 * square].normal_(0, _SPREAD)
+            self.words.weight[0] = 0
         texts = 3 if config.pair else 1
         self.head = LightHead(texts * self.words.embedding_dim, config)
         self.ready()

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from edgekit.data import Rows
     from edgekit.model import Model
 
-_SPREAD = 0.01
-
 
 @dataclass(frozen=True)
 class StudentCmow(LightStudent):
@@ -47,16 +45,6 @@ class StudentCmow(LightStudent):
             "pair": rows.pairs is not None,
         }
         return self.of_words("edgekit-cmow", model, rows, sizes)
-
-    def begin(self, student: Model, teacher: Model) -> None:
-        import torch
-
-        super().begin(student, teacher)
-        module: Any = student.module
-        with torch.no_grad():
-            # The vectors are at the end of the rows, where the matrices are not.
-            module.words.weight[:, : 2 * self.matrix**2].normal_(0, _SPREAD)
-            module.words.weight[0] = 0
 
     def _sizes(self) -> dict[str, float]:
         if self.max_length < 2 or self.max_length & (self.max_length - 1):
