@@ -128,10 +128,9 @@ def test_a_tagger_learns_from_a_transformer(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_is_worth_more_than_labels_and_a_permuted_one_nothing(kind, tmp_path):
-    """Mean of three seeds; 40 labelled rows and 800 without labels; same start, batches, steps."""
-    labelled, pool, judged = topics(40, 1), topics(800, 2), topics(600, 3)
-    teacher = _teacher(tmp_path)
+def test_a_teacher_is_worth_more_than_labels_and_a_permuted_one_nothing(kind, teacher, tmp_path):
+    """Mean of three seeds; 40 labelled rows and 440 without labels; same start, batches, steps."""
+    labelled, pool, judged = topics(40, 1), topics(440, 2), topics(400, 3)
     found = {"teacher": [], "labels": [], "permuted": []}
     for seed in range(3):
         for arm, scores in found.items():
@@ -194,11 +193,12 @@ def _turn_rows(path):
         )
 
 
-def _teacher(folder):
-    """A real one: n-grams, learned from 2,000 labelled rows."""
-    path = folder / "teacher"
-    rows = topics(2000, 9)
-    return _taught("ngram", rows, rows.labels, None, None, path, 0, epochs=4)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A real one: n-grams, learned from 1,500 labelled rows."""
+    folder = tmp_path_factory.mktemp("teacher") / "learned"
+    rows = topics(1500, 9)
+    return _taught("ngram", rows, rows.labels, None, None, folder, 0, epochs=4)
 
 
 def _learned(kind, arm, seed, teacher, labelled, pool, judged, folder):
