@@ -4,7 +4,7 @@ Tang et al. 2019, arXiv 1903.12136; Wibowo et al. 2022, arXiv 2201.00558. Rules:
 
 1. The student replaces the model. Its vocabulary is that of the training text; eval rows are never
    looked at. Its first word vectors are the teacher's (``words``), the rest is random by the seed.
-2. The teacher is the model as it was before the first step. It answers the training rows, their
+2. The teacher is the model as it was before the first step. It answers the training rows, any
    ``copies`` variations (``variations``), and unlabelled rows where there are any.
 3. The loss is T²·KL to the teacher's outputs, with ``labels`` above 0 and gold labels at hand
    that share of their cross entropy, which rows without a label leave out. Regression: the mean
@@ -51,7 +51,7 @@ class LightStudent:
     batch: int = 64
     temperature: float = 2.0
     labels: float = 0.0
-    copies: int = 4
+    copies: int = 0
     dropout: float = 0.2
     word_dropout: float = 0.1
     max_minutes: float | None = None
