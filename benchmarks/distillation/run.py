@@ -36,7 +36,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "bilstm": ("student-bilstm:epochs=25",),
     "cmow": ("student-cmow:matrix=12,embedding=128,hidden=256,epochs=25",),
-    "cnn": ("student-cnn:epochs=25",),
+    "cnn": ("student-cnn:epochs=12",),
     "ngram": ("student-ngram:epochs=25",),
 }
 

@@ -28,11 +28,12 @@ class StudentCnn(LightStudent):
     """
 
     vocabulary: int = 20_000
-    embedding: int = 128
+    embedding: int = 96
     widths: str = "1-3-5"
-    filters: int = 128
-    hidden: int = 256
+    filters: int = 64
+    hidden: int = 128
     max_length: int = 512
+    learning_rate: float = 4e-3
 
     name: ClassVar[str] = "student-cnn"
     tasks: ClassVar[tuple[str, ...]] = TAGS_TOO
