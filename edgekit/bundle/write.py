@@ -179,7 +179,8 @@ def write_bundle(
             (partial / name).write_text(text, encoding="utf-8")
         write_golden(golden, partial)
         text = _readme(target, artifacts, manifest) + (_EXPAND if packed else "")
-        text += _explain_ngrams() if NGRAMS in files else ""
+        if NGRAMS in files:
+            text = text.replace(TOKENIZER, NGRAMS) + _explain_ngrams()
         (partial / README).write_text(text, encoding="utf-8")
         complete = manifest.model_copy(update={"files": _entries(partial)})
         write_manifest(complete, partial)

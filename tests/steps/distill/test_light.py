@@ -163,7 +163,8 @@ def test_a_build_ends_in_a_bundle_that_needs_neither_teacher_nor_eval_rows(tmp_p
     assert files[0] == files[1]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["models"][0]["predicted_bytes"] == len(files[0]["model.tflite"])
-    assert "ngram_ids" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "ngram_ids" in readme and "tokenizer.json" not in readme
     for each in project.checkpoint.iterdir():
         each.unlink()
     assert edgekit.verify(folder).verdict.outcome == "pass"
