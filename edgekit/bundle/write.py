@@ -178,9 +178,8 @@ def write_bundle(
         for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
         write_golden(golden, partial)
-        text = _readme(target, artifacts, manifest) + (_EXPAND if packed else "")
-        if NGRAMS in files:
-            text = text.replace(TOKENIZER, NGRAMS) + _explain_ngrams()
+        text = _readme(target, artifacts, manifest, tokens=TOKENIZER in files)
+        text += (_EXPAND if packed else "") + (_explain_ngrams() if NGRAMS in files else "")
         (partial / README).write_text(text, encoding="utf-8")
         complete = manifest.model_copy(update={"files": _entries(partial)})
         write_manifest(complete, partial)
@@ -245,12 +244,14 @@ def _replace(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -> str:
-    """The target's README with the names of this bundle filled in."""
+def _readme(
+    target: Target, artifacts: Sequence[Artifact], manifest: Manifest, *, tokens: bool
+) -> str:
+    """The target's README with the names of this bundle filled in; ``tokens``: there are any."""
     artifact = artifacts[0]
     template = (target.folder / "README.md").read_text(encoding="utf-8")
-    if "attention_mask" not in (tensor.name for tensor in artifact.inputs):
-        # The code in it feeds texts; for anything else the names and shapes are all there is.
+    if not tokens:
+        # The code in it feeds tokens; for anything else the names and shapes are all there is.
         shapes = ", ".join(f"`{t.name}` {t.dtype} {list(t.shape)}" for t in artifact.inputs)
         template = template.partition("```")[0] + f"Feed {shapes}.\n"
     elif len(artifact.lengths) > 1 and "serving_default" in template:
