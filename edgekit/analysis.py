@@ -51,9 +51,10 @@ def analyze(settings: Settings, *, on_event: Callable[[Event], None] = silent) -
 
     work = open_workbench(settings, Store(), on_event)
     outline = work.outline
-    if isinstance(outline, FileModel) or outline.architecture is None:
+    described = None if isinstance(outline, FileModel) else outline.architecture
+    if described is None or (described.reads_text and described.layers is None):
         raise ModelError(f"{settings.model} has no layers that are known here; give a checkpoint")
-    if not outline.architecture.reads_text:
+    if not described.reads_text:
         raise ModelError(f"{settings.model} reads pictures, and only text models can be analyzed")
     train = work.data.train
     assert not isinstance(work.original, FileModel)

@@ -15,8 +15,8 @@ import numpy as np
 from edgekit.artifact import Artifact, Tensor
 from edgekit.contents import read_contents
 from edgekit.errors import ModelError
-from edgekit.model import Problem, Task, check_task
-from edgekit.preprocess import Array, TextPreprocessor
+from edgekit.model import NGRAMS, Problem, Task, check_task
+from edgekit.preprocess import Array, NgramPreprocessor, TextPreprocessor, read_ngrams
 
 _LONGEST = 512
 _PROBE_LENGTH = 16
@@ -29,7 +29,7 @@ class FileModel:
     artifact: Artifact
     task: Task
     problem: Problem | None
-    preprocessor: TextPreprocessor | None
+    preprocessor: TextPreprocessor | NgramPreprocessor | None
     labels: tuple[str, ...]
     example: Mapping[str, Array] | None
     lineage: tuple[str, ...] = ()
@@ -45,9 +45,10 @@ def read_file_model(path: Path, task: str | None) -> FileModel:
     contents = read_contents(path)
     if not contents.outputs or not contents.inputs:
         raise ModelError(f"{path} names no inputs or outputs; export it again with names")
-    tokenizer = path.parent / "tokenizer.json"
+    beside = [path.parent / name for name in ("tokenizer.json", NGRAMS)]
+    vocabulary = next((each for each in beside if each.is_file()), None)
     named = {tensor.name for tensor in contents.inputs}
-    reads_text = {"input_ids", "attention_mask"} <= named and tokenizer.is_file()
+    reads_text = {"input_ids", "attention_mask"} <= named and vocabulary is not None
     found: Task = "text-classification" if reads_text else "module"
     decided = found if task is None else check_task(task)
     problem: Problem | None = None
@@ -62,14 +63,22 @@ def read_file_model(path: Path, task: str | None) -> FileModel:
         artifact=artifact,
         task=decided,
         problem=problem,
-        preprocessor=_preprocessor(tokenizer, artifact) if reads_text else None,
+        preprocessor=_preprocessor(vocabulary, artifact) if vocabulary and reads_text else None,
         labels=labels,
         example=None if reads_text else {t.name: _example(t) for t in contents.inputs},
         lineage=(f"read from {path.name}: the torch stages were skipped",),
     )
 
 
-def _preprocessor(tokenizer: Path, artifact: Artifact) -> TextPreprocessor:
+def _preprocessor(vocabulary: Path, artifact: Artifact) -> TextPreprocessor | NgramPreprocessor:
+    longest = max(artifact.lengths, default=_longest(vocabulary.parent))
+    inputs = tuple(tensor.name for tensor in artifact.inputs)
+    if vocabulary.name == NGRAMS:
+        return NgramPreprocessor(read_ngrams(vocabulary), longest, inputs)
+    return _tokens(vocabulary, longest, inputs)
+
+
+def _tokens(tokenizer: Path, longest: int, inputs: tuple[str, ...]) -> TextPreprocessor:
     from tokenizers import Tokenizer
 
     try:
@@ -80,9 +89,9 @@ def _preprocessor(tokenizer: Path, artifact: Artifact) -> TextPreprocessor:
     loaded.no_truncation()
     return TextPreprocessor(
         tokenizer_json=loaded.to_str(),
-        max_length=max(artifact.lengths, default=_longest(tokenizer.parent)),
+        max_length=longest,
         pad_id=loaded.token_to_id("[PAD]") or 0,
-        inputs=tuple(tensor.name for tensor in artifact.inputs),
+        inputs=inputs,
     )
 
 

@@ -20,8 +20,10 @@ from edgekit.preprocess import (
     Array,
     Encoded,
     ImagePreprocessor,
+    NgramPreprocessor,
     TextPreprocessor,
     image_preprocessor,
+    read_ngrams,
 )
 from edgekit.source import Source, call_factory, identify, module_digest, read_json
 
@@ -75,6 +77,7 @@ _PROBLEMS: dict[str, Problem] = {
 # Where neither a position table nor the tokenizer sets a limit (XLNet).
 _LONGEST = 512
 _RECORD = "edgekit.json"
+NGRAMS = "ngrams.txt"
 _BATCH = 64
 
 
@@ -110,7 +113,7 @@ class Model:
     task: Task
     problem: Problem | None
     architecture: Architecture | None
-    preprocessor: TextPreprocessor | ImagePreprocessor | None
+    preprocessor: TextPreprocessor | NgramPreprocessor | ImagePreprocessor | None
     labels: tuple[str, ...]
     lineage: tuple[str, ...] = ()
     example: "Mapping[str, torch.Tensor] | None" = None
@@ -178,6 +181,8 @@ def load_model(
     )
     if not described.reads_text:
         return replace(model, preprocessor=_image_preprocessor(folder, fields))
+    if described.reads_ngrams:
+        return replace(model, preprocessor=_ngram_preprocessor(folder, model, record))
     made = _text_preprocessor(folder, model, pair)
     if "inputs" in record:
         made = replace(made, inputs=tuple(record["inputs"]))
@@ -211,6 +216,9 @@ def save_model(model: Model, folder: Path) -> None:
             "pad_token": _token(model.preprocessor, model.preprocessor.pad_id),
         }
         _write_json(folder / "tokenizer_config.json", settings)
+    elif isinstance(model.preprocessor, NgramPreprocessor):
+        (folder / NGRAMS).write_text("\n".join(model.preprocessor.ngrams) + "\n", "utf-8")
+        record["max_length"] = model.preprocessor.max_length
     elif isinstance(model.preprocessor, ImagePreprocessor):
         _write_json(folder / "preprocessor_config.json", _image_settings(model.preprocessor))
     _write_json(folder / _RECORD, record)
@@ -531,6 +539,21 @@ def _text_preprocessor(folder: Path, model: Model, pair: bool) -> TextPreprocess
         inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
         pairs_apart=apart,
     )
+
+
+def _ngram_preprocessor(folder: Path, model: Model, record: Mapping[str, Any]) -> NgramPreprocessor:
+    ngrams = read_ngrams(folder / NGRAMS)
+    assert model.architecture is not None
+    rows = model.architecture.word_embeddings(model.module).weight.shape[0]
+    if len(ngrams) != rows:
+        raise ModelError(
+            f"{folder}: {NGRAMS} has {len(ngrams)} lines and the table of n-grams {rows} rows; "
+            "save the two together"
+        )
+    limit, inputs = record.get("max_length"), record.get("inputs")
+    if not isinstance(limit, int) or limit < 2 or not isinstance(inputs, list):
+        raise ModelError(f"{folder / _RECORD} lacks max_length or inputs; save the model again")
+    return NgramPreprocessor(ngrams, limit, tuple(inputs))
 
 
 def _reads_types(model: Model, settings: dict[str, Any], pair: bool) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.errors import DataError, ModelError
+from edgekit.ngrams import NOTHING, PADDING, ngram_ids
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -110,6 +111,48 @@ class TextPreprocessor:
 
 
 @dataclass(frozen=True)
+class NgramPreprocessor:
+    """Texts into ids of n-grams, by the rules of ``edgekit.ngrams``.
+
+    ngrams: by id. max_length: the most n-grams of a row; the rest is left out. inputs: as a
+    ``TextPreprocessor`` has them; where ``token_type_ids`` is one, a row holds two texts, whose
+    n-grams have the types 0 and 1.
+    """
+
+    ngrams: tuple[str, ...]
+    max_length: int
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    pad_id = 0
+
+    def encode(self, rows: "Rows", *, max_length: int | None = None) -> Encoded:
+        """N-gram ids of every row, cut to ``max_length`` (at most the model's own)."""
+        limit = min(max_length or self.max_length, self.max_length)
+        known = _numbered(self.ngrams)
+        pairs = "token_type_ids" in self.inputs
+        columns = [rows.texts or ()] + ([rows.pairs or rows.texts or ()] if pairs else [])
+        # Of two texts each gets half, or what the other leaves.
+        found = [_within([ngram_ids(text, known) for text in row], limit) for row in zip(*columns)]
+        lengths = np.array([sum(map(len, row)) for row in found], np.int32)
+        shape = (len(found), int(lengths.max(initial=0)))
+        arrays = {name: np.zeros(shape, np.int32) for name in self.inputs}
+        for number, row in enumerate(found):
+            length = lengths[number]
+            arrays["input_ids"][number, :length] = [each for bag in row for each in bag]
+            arrays["attention_mask"][number, :length] = 1
+            if pairs:
+                arrays["token_type_ids"][number, len(row[0]) : length] = 1
+        return Encoded(arrays, lengths)
+
+    def random_texts(self, count: int, chance: np.random.Generator) -> list[str]:
+        """Texts of 1 to 16 random n-grams."""
+        lengths = chance.integers(1, 17, count)
+        return [" ".join(chance.choice(self.ngrams[2:] or ("",), n)) for n in lengths]
+
+
+TextReader = TextPreprocessor | NgramPreprocessor
+
+
+@dataclass(frozen=True)
 class ImagePreprocessor:
     """Pictures into ``pixel_values``: resize, crop, rescale and normalize.
 
@@ -164,6 +207,21 @@ class ImagePreprocessor:
         return np.asarray(image).reshape(self.height, self.width, self.channels)
 
 
+def read_ngrams(path: Any) -> tuple[str, ...]:
+    """The lines of ``ngrams.txt``. Raises ModelError."""
+    try:
+        text: str = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); save the model again") from None
+    lines = tuple(text.removesuffix("\n").split("\n"))
+    if lines[:2] != (PADDING, NOTHING) or len(set(lines)) < len(lines):
+        raise ModelError(
+            f"{path} is no list of n-grams: it begins with {PADDING} and {NOTHING} and has each "
+            "n-gram once; save the model again"
+        )
+    return lines
+
+
 def image_preprocessor(
     settings: Mapping[str, Any], channels: int, source: str
 ) -> ImagePreprocessor:
@@ -206,6 +264,20 @@ def _edges(size: Any) -> dict[str, int]:
 
 def _per_channel(value: Any, channels: int) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (float(value),) * channels
+
+
+@functools.lru_cache(maxsize=4)
+def _numbered(ngrams: tuple[str, ...]) -> dict[str, int]:
+    return {each: number for number, each in enumerate(ngrams)}
+
+
+def _within(bags: list[list[int]], limit: int) -> list[list[int]]:
+    """The bags of a row, at most ``limit`` n-grams together."""
+    if len(bags) == 1:
+        return [bags[0][:limit]]
+    half = limit // 2
+    first = bags[0][: max(half, limit - len(bags[1]))]
+    return [first, bags[1][: limit - len(first)]]
 
 
 @functools.lru_cache(maxsize=4)

@@ -50,6 +50,10 @@ _BUILT_IN = {
     "smooth-activations": "edgekit.steps.quantize.smooth_activations:SmoothActivations",
     "sparsify": "edgekit.steps.prune.sparsify:Sparsify",
     "student": "edgekit.steps.distill.student:Student",
+    "student-bilstm": "edgekit.steps.distill.bilstm:StudentBilstm",
+    "student-cmow": "edgekit.steps.distill.cmow:StudentCmow",
+    "student-cnn": "edgekit.steps.distill.cnn:StudentCnn",
+    "student-ngram": "edgekit.steps.distill.ngram:StudentNgram",
     "tie-layers": "edgekit.steps.factorize.tie_layers:TieLayers",
     "trim-vocabulary": "edgekit.steps.vocabulary.trim_vocabulary:TrimVocabulary",
 }

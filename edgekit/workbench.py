@@ -17,7 +17,7 @@ from edgekit.data import Data, Rows, identify_data, label_ids, load_data
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DataError
 from edgekit.events import Event
-from edgekit.preprocess import Encoded, ImagePreprocessor, TextPreprocessor
+from edgekit.preprocess import Encoded, ImagePreprocessor, TextReader
 from edgekit.project import Settings
 from edgekit.store import Store
 
@@ -218,7 +218,7 @@ def answers_of(
 
 def encode(model: "Model | FileModel", rows: Rows, *, max_length: int | None = None) -> Encoded:
     """Rows as the model's inputs. Raises DataError when they do not fit the model's kind."""
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         if rows.texts is None and rows.words is None:
             raise DataError("this model reads text, and the data hold none; give text rows")
         return model.preprocessor.encode(rows, max_length=max_length)
@@ -239,7 +239,7 @@ def encode(model: "Model | FileModel", rows: Rows, *, max_length: int | None = N
 
 def probe_rows(model: "Model | FileModel") -> Rows:
     """Rows for a model without data: sentences, smooth pictures, or the module's example."""
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         if model.task == "token-classification":
             return Rows(words=tuple(tuple(text.split()) for text in _PROBES))
         pairs = _PROBES[::-1] if "token_type_ids" in model.preprocessor.inputs else None
@@ -253,7 +253,7 @@ def probe_rows(model: "Model | FileModel") -> Rows:
 def random_rows(model: "Model | FileModel", count: int, seed: int) -> Rows:
     """Rows of nothing real: random tokens, pixels, or numbers spread as the module's example."""
     chance = np.random.default_rng(seed)
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         texts = tuple(model.preprocessor.random_texts(count, chance))
         if model.task == "token-classification":
             return Rows(words=tuple(tuple(text.split()) or ("a",) for text in texts))

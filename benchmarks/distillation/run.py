@@ -34,6 +34,10 @@ ROWS: dict[str, tuple[str, ...]] = {
         "trim-vocabulary:common=5500",
         "distill:preset=tinybert,map=2-3-5-6,epochs=40,learning-rate=0.001,max-minutes=13",
     ),
+    "bilstm": ("student-bilstm:epochs=25",),
+    "cmow": ("student-cmow:matrix=12,embedding=128,hidden=256,epochs=25",),
+    "cnn": ("student-cnn:epochs=12",),
+    "ngram": ("student-ngram:epochs=25",),
 }
 
 

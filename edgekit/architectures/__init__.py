@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
     from edgekit.model import Model
 
-# transformers' model_type, and the file here that knows it.
+# transformers' model_type, or for a light student ours, and the file here that knows it.
 _FILES = {
     "albert": "albert",
     "bert": "bert",
     "distilbert": "distilbert",
+    "edgekit-bilstm": "bilstm",
     "edgekit-cerberus": "cerberus",
+    "edgekit-cmow": "cmow",
+    "edgekit-cnn": "cnn",
+    "edgekit-ngram": "ngram",
     "electra": "electra",
     "mobilebert": "mobilebert",
     "mobilenet_v2": "mobilenet_v2",
@@ -125,6 +129,7 @@ class Architecture:
     cuts: what of a layer can be removed exactly through its ``Layer``: "heads" where nothing else
     knows their number, "neurons" where ``up`` and ``down`` are the layer's whole feed-forward.
     branches: whether layers stand side by side, so that they are no stack to be run in a row.
+    reads_ngrams: whether its ids are those of n-grams (``edgekit.ngrams``), not of tokens.
     summary: the place of the token that stands for the whole text: 0, or -1 for the last.
     learns: whether the clean forward's gradients reach the model's own weights.
     masked_score: what a padded position's attention score is lowered by. MiniLM's answers on
@@ -147,6 +152,7 @@ class Architecture:
     learns: bool = True
     cuts: frozenset[str] = frozenset()
     branches: bool = False
+    reads_ngrams: bool = False
     summary: int = 0
 
     @property

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.bundle.golden import golden_inputs, read_golden
+from edgekit.bundle.golden import golden_inputs, golden_texts, read_golden
 from edgekit.bundle.manifest import FILE, check_files, read_manifest
 from edgekit.bundle.verify import artifacts
+from edgekit.data import Rows
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.errors import UsageError
@@ -85,6 +86,7 @@ def bench(
             threads=threads or 1,
             seconds=seconds * 2,
             device=devices[0],
+            theirs=_inputs_of(other, first.rows),
         )
         on_event(Event("stage-end", "bench", f"comparing {path} with {against}"))
         return Bench(path, first.inputs, len(first.encoded), comparison=comparison)
@@ -147,13 +149,13 @@ def _profile(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model file with what to feed it. ``texts``: the rows as text, where they are known."""
+    """A model file with what to feed it. ``rows``: the rows as text, where they are known."""
 
     artifact: Artifact
     encoded: Encoded
     inputs: str
     threads: int
-    texts: tuple[str, ...] = ()
+    rows: Rows | None = None
 
 
 def _subjects(path: Path) -> list[_Subject]:
@@ -163,14 +165,13 @@ def _subjects(path: Path) -> list[_Subject]:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         content = read_golden(folder)
-        texts = tuple(row["text"] for row in content["rows"] if "text" in row)
         return [
             _Subject(
                 artifact,
                 golden_inputs(content, artifact),
                 "the bundle's golden inputs",
                 manifest.model_file(artifact.path.name).proof["device"]["threads"],
-                texts,
+                golden_texts(content),
             )
             for artifact in artifacts(folder, manifest)
             if path.is_dir() or artifact.path.name == path.name
@@ -180,16 +181,23 @@ def _subjects(path: Path) -> list[_Subject]:
 
 def _made_up(path: Path) -> _Subject:
     """A file by itself: text of a few lengths where a tokenizer lies beside it, else noise."""
-    from edgekit.data import Rows
     from edgekit.filemodel import read_file_model
 
     model = read_file_model(path, None)
     if model.preprocessor is not None:
         texts = tuple(" ".join(["the"] * (count - 2)) for count in _TOKENS)
-        encoded = model.preprocessor.encode(Rows(texts=texts))
-        return _Subject(model.artifact, encoded, "made-up texts", 1, texts)
+        rows = Rows(texts=texts)
+        return _Subject(model.artifact, model.preprocessor.encode(rows), "made-up texts", 1, rows)
     assert model.example is not None
     return _Subject(model.artifact, Encoded(dict(model.example), None), "made-up inputs", 1)
+
+
+def _inputs_of(other: _Subject, rows: Rows | None) -> Encoded | None:
+    """The rows as the other file reads them, by the vocabulary that lies beside it."""
+    from edgekit.filemodel import read_file_model
+
+    preprocessor = read_file_model(other.artifact.path, None).preprocessor
+    return None if rows is None or preprocessor is None else preprocessor.encode(rows)
 
 
 def _counterpart(first: _Subject, others: Sequence[_Subject], against: Path) -> _Subject:
@@ -203,13 +211,13 @@ def _counterpart(first: _Subject, others: Sequence[_Subject], against: Path) -> 
 def _tokenization(path: Path, subject: _Subject) -> float | None:
     """Median seconds that one text takes to become ids, on this host."""
     file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    if not subject.texts or not file.is_file():
+    if subject.rows is None or not subject.rows.texts or not file.is_file():
         return None
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
     samples = []
-    for text in subject.texts * 20:
+    for text in subject.rows.texts * 20:
         started = time.perf_counter()
         tokenizer.encode(text)
         samples.append(time.perf_counter() - started)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact
+from edgekit.data import Rows
 from edgekit.errors import BundleError
 from edgekit.preprocess import Encoded
 
@@ -49,6 +50,19 @@ def golden_inputs(content: Mapping[str, Any], artifact: Artifact) -> Encoded:
             array[index, : lengths[index]] = row[name]
         arrays[name] = array
     return Encoded(arrays, lengths)
+
+
+def golden_texts(content: Mapping[str, Any]) -> Rows | None:
+    """The golden rows as texts or words, where the model reads such."""
+    rows = content["rows"]
+
+    def column(name: str) -> tuple[Any, ...] | None:
+        return tuple(row[name] for row in rows) if all(name in row for row in rows) else None
+
+    texts, words = column("text"), column("words")
+    if texts is None and words is None:
+        return None
+    return Rows(texts=texts, pairs=column("text_pair"), words=words)
 
 
 def _narrow(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

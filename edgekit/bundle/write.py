@@ -24,7 +24,8 @@ from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import FILE as MANIFEST
 from edgekit.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from edgekit.errors import BundleError, OutputError
-from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
+from edgekit.model import NGRAMS
+from edgekit.preprocess import ImagePreprocessor, NgramPreprocessor, TextPreprocessor, TextReader
 from edgekit.target import Target
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ README = "README.md"
 Role = Literal["model", "tokenizer", "labels", "preprocessor", "golden", "readme", "report"]
 _ROLES: dict[str, tuple[Role, bool]] = {
     TOKENIZER: ("tokenizer", True),
+    NGRAMS: ("tokenizer", True),
     LABELS: ("labels", True),
     PREPROCESSOR: ("preprocessor", True),
     GOLDEN: ("golden", False),
@@ -69,12 +71,50 @@ File(folder, "model.tflite").outputStream().buffered().use { out ->
 """
 
 
+_NGRAMS = """
+## Ids of a text
+
+There is no tokenizer: the ids are those of the text's n-grams, which are the lines of `ngrams.txt`
+from 0. `token_type_ids`, where the file takes them, are 0 for those of the first text and 1 for
+those of the second; the mask is 1 for each. Keep the first `max_length` of `preprocessor.json`.
+This is all of it, in Python without any library; `golden.json` has texts with their ids to hold
+your own against:
+
+```python
+import unicodedata
+
+LONGEST, NOTHING = 4, "[NONE]"
+lines = open("ngrams.txt", encoding="utf-8").read().split("\\n")[:-1]
+known = {line: number for number, line in enumerate(lines)}
+
+
+CODE```
+
+In Kotlin:
+
+```kotlin
+val known = File(folder, "ngrams.txt").readLines().withIndex().associate { it.value to it.index }
+val text = Normalizer.normalize(text, Normalizer.Form.NFC)
+val words = Regex("[\\p{L}\\p{M}\\p{N}]+|[\\p{P}\\p{S}]").findAll(text)
+    .map { word -> word.value.map { it.lowercase() }.joinToString("") }.toList()
+val found = words.indices.flatMap { start ->
+    (start + 1..minOf(start + 4, words.size))
+        .mapNotNull { end -> known[words.subList(start, end).joinToString(" ")] }
+}
+val ids = found.ifEmpty { listOf(known.getValue("[NONE]")) }.toIntArray()
+```
+"""
+
+
 def app_files(model: "Model | FileModel") -> dict[str, str]:
     """Text files that an app ships beside the model, by name; their bytes count for the budget."""
     files = {}
     if isinstance(model.preprocessor, TextPreprocessor):
         tokenizer = json.loads(model.preprocessor.tokenizer_json)
         files[TOKENIZER] = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(model.preprocessor, NgramPreprocessor):
+        files[NGRAMS] = "\n".join(model.preprocessor.ngrams) + "\n"
+    if isinstance(model.preprocessor, TextReader):
         limits = {"max_length": model.preprocessor.max_length, "pad_id": model.preprocessor.pad_id}
         files[PREPROCESSOR] = json.dumps(limits, separators=(",", ":"))
     if isinstance(model.preprocessor, ImagePreprocessor):
@@ -82,6 +122,16 @@ def app_files(model: "Model | FileModel") -> dict[str, str]:
     if model.labels:
         files[LABELS] = json.dumps(list(model.labels), ensure_ascii=False, separators=(",", ":"))
     return files
+
+
+def _explain_ngrams() -> str:
+    """How an app makes ids, with the code that makes them here."""
+    import inspect
+
+    from edgekit import ngrams
+
+    parts = (ngrams.split_words, ngrams.ngrams, ngrams.ngram_ids)
+    return _NGRAMS.replace("CODE", "\n\n".join(inspect.getsource(part) for part in parts))
 
 
 def check_output(folder: Path, *, model: str, overwrite: bool) -> None:
@@ -133,7 +183,8 @@ def write_bundle(
             (partial / name).write_text(text, encoding="utf-8")
         write_golden(golden, partial)
         (partial / EVIDENCE).write_text(evidence_text(evidence), encoding="utf-8")
-        text = _readme(target, artifacts, manifest) + (_EXPAND if packed else "")
+        text = _readme(target, artifacts, manifest, tokens=TOKENIZER in files)
+        text += (_EXPAND if packed else "") + (_explain_ngrams() if NGRAMS in files else "")
         (partial / README).write_text(text, encoding="utf-8")
         complete = manifest.model_copy(update={"files": _entries(partial)})
         write_manifest(complete, partial)
@@ -198,12 +249,14 @@ def _replace(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _readme(target: Target, artifacts: Sequence[Artifact], manifest: Manifest) -> str:
-    """The target's README with the names of this bundle filled in."""
+def _readme(
+    target: Target, artifacts: Sequence[Artifact], manifest: Manifest, *, tokens: bool
+) -> str:
+    """The target's README with the names of this bundle filled in; ``tokens``: there are any."""
     artifact = artifacts[0]
     template = (target.folder / "README.md").read_text(encoding="utf-8")
-    if "attention_mask" not in (tensor.name for tensor in artifact.inputs):
-        # The code in it feeds texts; for anything else the names and shapes are all there is.
+    if not tokens:
+        # The code in it feeds tokens; for anything else the names and shapes are all there is.
         shapes = ", ".join(f"`{t.name}` {t.dtype} {list(t.shape)}" for t in artifact.inputs)
         template = template.partition("```")[0] + f"Feed {shapes}.\n"
     elif len(artifact.lengths) > 1 and "serving_default" in template:

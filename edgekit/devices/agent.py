@@ -25,7 +25,7 @@ The job (see ``read_job``):
         {"name", "kind": "profile", "rows": [..], "seconds": s}
             seconds of each operator, by the runtime's own profiler, in a session of its own
     other             for "compare": "file", "format", "lengths" and "signature_inputs" of the
-                      second file
+                      second file, and "inputs" where the same rows are others to it
     accelerator       optional: "cuda", or "gpu-delegate" for TFLite
     cores, nice       optional: processor cores to stay on, and the process's niceness
 
@@ -82,9 +82,7 @@ class Refused(Exception):
 
 
 def run(job: Fields, result: Fields) -> None:
-    with np.load(job["inputs"], allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    lengths = arrays.pop("lengths", None)
+    arrays, lengths = read_inputs(job["inputs"])
     conditions(job)
     memory = Memory()
     memory.sample("start")
@@ -109,7 +107,8 @@ def run(job: Fields, result: Fields) -> None:
         elif kind == "compare":
             other = {**job, **job["other"]}
             against, _ = RUNTIMES[other["format"]](other, {})
-            theirs = Rows(arrays, lengths, other["lengths"], other["signature_inputs"])
+            inputs = read_inputs(other["inputs"])
+            theirs = Rows(*inputs, other["lengths"], other["signature_inputs"])
             result["passes"][step["name"]] = compare((call, rows), (against, theirs), step)
         elif kind == "profile":
             result["passes"][step["name"]] = profile(job, rows, step)
@@ -121,6 +120,14 @@ def run(job: Fields, result: Fields) -> None:
     result["memory"] = {**noted, **memory.noted}
     # Last, since frequency and temperature are those of a device that worked.
     result["fingerprint"] = fingerprint(job, version)
+
+
+def read_inputs(path: str) -> tuple[Feed, Array | None]:
+    """The arrays by input name, and the true lengths where rows have any."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    lengths = arrays.pop("lengths", None)
+    return arrays, lengths
 
 
 def conditions(job: Fields) -> None:

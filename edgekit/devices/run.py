@@ -54,12 +54,14 @@ def run_agent(
     cores: Sequence[int] = (),
     nice: int = 0,
     against: Artifact | None = None,
+    theirs: Encoded | None = None,
     timeout: float = 1800,
 ) -> dict[str, Any]:
     """What the agent saw: its result with outputs as float32 arrays.
 
     cores: the processor cores to stay on, where there are any named. nice: added to the
-    niceness of the process. against: the second file of a ``compare`` pass.
+    niceness of the process. against: the second file of a ``compare`` pass; theirs:
+    its inputs for the same rows, where they are others.
     Raises DeviceError when the device cannot be used or does not run this format, or the runtime
     refuses the file, crashes or does not finish; UsageError for cores that are not there.
     """
@@ -72,7 +74,7 @@ def run_agent(
     with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
         folder = Path(name)
         job = {"threads": threads, "cores": list(cores), "nice": nice}
-        job |= write_files(folder, artifact, encoded, passes, against)
+        job |= write_files(folder, artifact, encoded, passes, against, theirs)
         (folder / "job.json").write_text(json.dumps(job))
         device.run(folder, job, timeout)
         result = _read_result(folder / "result.json", artifact, device)
@@ -90,12 +92,10 @@ def write_files(
     encoded: Encoded,
     passes: Sequence[Pass],
     against: Artifact | None,
+    theirs: Encoded | None = None,
 ) -> dict[str, Any]:
     """Write agent, inputs and model files into ``folder``; the fields that name them in a job."""
-    arrays: dict[str, npt.NDArray[Any]] = dict(encoded.arrays)
-    if encoded.lengths is not None:
-        arrays["lengths"] = encoded.lengths
-    np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+    _put_inputs(encoded, folder / "inputs.npz")
     shutil.copyfile(_AGENT, folder / "agent.py")
     fields = {
         **_put(artifact, folder, "model"),
@@ -105,7 +105,20 @@ def write_files(
             for each in passes
         ],
     }
-    return fields if against is None else fields | {"other": _put(against, folder, "other")}
+    if against is None:
+        return fields
+    other = _put(against, folder, "other")
+    if theirs is not None:
+        other["inputs"] = "other.npz"
+        _put_inputs(theirs, folder / other["inputs"])
+    return fields | {"other": other}
+
+
+def _put_inputs(encoded: Encoded, path: Path) -> None:
+    arrays: dict[str, npt.NDArray[Any]] = dict(encoded.arrays)
+    if encoded.lengths is not None:
+        arrays["lengths"] = encoded.lengths
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _put(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:

@@ -39,9 +39,10 @@ from edgekit.export.tflite_lengths import (
     shorten,
     unmistakable,
 )
+from edgekit.export.tflite_light import is_light, light_graph
 from edgekit.export.tracing import output_name
 from edgekit.model import Model, as_exported, export_forward
-from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
+from edgekit.preprocess import ImagePreprocessor, TextReader
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,22 @@ def export_tflite(
     """
     static = _marked(model, scheme) if scheme in STATIC else None
     graphs = _graphs(model, scheme, sorted(set(lengths)), any_length, static)
+    program = _program(model, graphs)
+    fixed = tuple(length for length in graphs if length)
+    if beside is not None:
+        _write(program if static is None else _plain(program), beside, "fp32", fixed)
+    if static is not None:
+        _make_integer(program, static, model, integer_ends)
+    return _write(program, out, scheme, fixed)
+
+
+def export_graphs(model: Model, graphs: Mapping[int, Graph], out: Path, scheme: Scheme) -> Artifact:
+    """Write graphs of the model, by their length, as ``export_tflite`` does."""
+    fixed = tuple(length for length in graphs if length)
+    return _write(_program(model, graphs), out, scheme, fixed)
+
+
+def _program(model: Model, graphs: Mapping[int, Graph]) -> Program:
     names = (*model.inputs, output_name(model))
     signatures = [
         Signature(
@@ -87,13 +104,7 @@ def export_tflite(
         )
         for length, graph in graphs.items()
     ]
-    program = Program(list(graphs.values()), signatures)
-    fixed = tuple(length for length in graphs if length)
-    if beside is not None:
-        _write(program if static is None else _plain(program), beside, "fp32", fixed)
-    if static is not None:
-        _make_integer(program, static, model, integer_ends)
-    return _write(program, out, scheme, fixed)
+    return Program(list(graphs.values()), signatures)
 
 
 def _plain(program: Program) -> Program:
@@ -156,12 +167,16 @@ def _graphs(
         name_tensors(graph, weights)
         return graph
 
-    if not isinstance(model.preprocessor, TextPreprocessor):
+    if not isinstance(model.preprocessor, TextReader):
         return {0: converted(0)}
     allowed = model.preprocessor.max_length
+    if is_light(model) and any_length:
+        return {0: light_graph(model, 0)}
     lengths = lengths or list(default_lengths(allowed))
     if lengths[-1] > allowed:
         raise ExportError(f"length {lengths[-1]} is beyond the {allowed} positions of the model")
+    if is_light(model):
+        return {length: light_graph(model, length) for length in lengths}
     longest = allowed if any_length else lengths[-1]
     if [longest] == lengths and not any_length:
         return {longest: converted(longest)}
@@ -198,7 +213,7 @@ def _samples(model: Model, length: int) -> tuple[torch.Tensor, ...]:
     """An example of each input, one row: text of ``length`` tokens; 32-bit numbers throughout."""
     import torch
 
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         return tuple(torch.ones(1, length, dtype=torch.int32) for _ in model.inputs)
     if isinstance(model.preprocessor, ImagePreprocessor):
         picture = model.preprocessor

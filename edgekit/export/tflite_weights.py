@@ -14,7 +14,9 @@
    DEQUANTIZE, which runtimes do once, at load: an image model is bound by arithmetic, not by
    reading its weights. (The kernels that take int8 filters as they are: 5 to 16 times slower on
    tflite-runtime 2.14.)
-6. All else (biases, norms, positions) stays float32.
+6. All schemes, LSTM: int8 weights, which the kernel takes with one scale each; the state and each
+   step's input are quantized to int8 at run time.
+7. All else (biases, norms, positions) stays float32.
 
 The scales of rules 1 and 4 are no quantization parameters but constants of the graph: the weight
 says "scale 1", the bias is divided by the scales, and a MUL follows. Why: the kernel of
@@ -41,6 +43,7 @@ from edgekit.export.packing import STEP, pack_rows, table_bits
 from edgekit.export.tflite_graph import (
     Bytes,
     Graph,
+    Kernel,
     Operator,
     Program,
     Tensor,
@@ -58,6 +61,9 @@ _DEQUANTIZE_PER_CHANNEL = 5
 
 # Where the output channels are in each operator's filter.
 _FILTER_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0, "CONV_3D": 4}
+_LSTM_INT8 = 2
+_LSTM_MATRICES = 8  # of four gates, for the input and for the state
+_WHOLE = -1  # no axis: one scale for all
 _WEIGHT = 1  # which input of all these operators is the weight
 
 # What the 4-bit kernel of tflite-runtime 2.14 takes.
@@ -114,6 +120,8 @@ class _Rewriting:
     def _operator(self, op: Operator) -> list[Operator]:
         if not _has_float_weight(op):
             return [op]
+        if op.kernel.name == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+            return [self._recurrent(op)]
         if op.kernel.name == "FULLY_CONNECTED":
             weight = op.inputs[_WEIGHT]
             assert weight is not None
@@ -178,6 +186,22 @@ class _Rewriting:
             operator("EMBEDDING_LOOKUP", [ids, scale_table], [row_scales]),
             _multiply(rows, row_scales, output),
         ]
+
+    def _recurrent(self, op: Operator) -> Operator:
+        """Rule 6."""
+        inputs = list(op.inputs)
+        for place in range(_WEIGHT, _WEIGHT + _LSTM_MATRICES):
+            weight = inputs[place]
+            assert weight is not None
+            key = id(weight.data), _WHOLE
+            if key not in self.instead:
+                integers, scales = quantize(weight.values().reshape(1, -1), 8, 0)
+                stored = constant(weight.name, integers.reshape(weight.shape))
+                self.instead[key] = Tensor(
+                    weight.name, stored.type, stored.shape, stored.data, _scaled(scales)
+                )
+            inputs[place] = self.instead[key]
+        return Operator(Kernel(op.kernel.builtin, _LSTM_INT8), inputs, op.outputs, op.fields)
 
     def _widen(self, op: Operator, axis: int) -> list[Operator]:
         """Rule 5: the operator as it is, its weight stored as integers."""

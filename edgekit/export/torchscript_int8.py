@@ -12,9 +12,11 @@ Rules, for a frozen graph:
    for each row; rows and scales are picked and multiplied. Tables below 1,024 values stay.
 3. Convolutions: int8 filter with a scale for each output channel, multiplied in front of the
    convolution. torch works that out once, when the model runs first.
-4. All else (biases, norms, small tables) stays float32.
+4. LSTM: int8 weights with a scale for each row of a gate, multiplied in front of it.
+5. All else (biases, norms, small tables) stays float32.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,8 @@ def quantize_weights(graph: "Graph") -> None:
             rewriting.linear(node)
         elif kind in ("aten::embedding", "aten::slice"):
             rewriting.rows(node)
+        elif kind == "aten::lstm":
+            rewriting.recurrent(node)
         elif kind in _CONVOLUTIONS:
             rewriting.convolution(node)
     torch._C._jit_pass_dce(graph)
@@ -102,6 +106,25 @@ class _Rewriting:
         parts = self._once(lambda: _quantized_filters(filters), filters)
         widened = self._insert(node, "aten::mul", [self._constant(node, part) for part in parts])
         _replace(node, self._insert(node, node.kind(), [state, widened, *rest]))
+
+    def recurrent(self, node: "Node") -> None:
+        """Rule 4."""
+        weights = list(node.inputs())[2]
+        known: Any = weights.toIValue()
+        parts = (
+            [self._constant(node, each) for each in known]
+            if known is not None
+            else list(weights.node().inputs())
+        )
+        for number, part in enumerate(parts):
+            matrix = _float_constant(part)
+            if matrix is not None and matrix.ndim == 2:
+                stored = self._once(functools.partial(_quantized_filters, matrix), matrix)
+                factors = [self._constant(node, each) for each in stored]
+                parts[number] = self._insert(node, "aten::mul", factors)
+        listed = self.graph.create("prim::ListConstruct", parts, 1).insertBefore(node).output()
+        listed.setType(weights.type())
+        node.replaceInputWith(weights, listed)
 
     def _once(self, make: Callable[[], Any], *of: "torch.Tensor | None") -> Any:
         key = tuple(map(_key, of))

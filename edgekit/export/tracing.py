@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.model import Model
-from edgekit.preprocess import ImagePreprocessor, TextPreprocessor
+from edgekit.preprocess import ImagePreprocessor, TextReader
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ def example_inputs(model: Model, forward: "nn.Module") -> Example:
     import torch
 
     preprocessor = model.preprocessor
-    if isinstance(preprocessor, TextPreprocessor):
+    if isinstance(preprocessor, TextReader):
         ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
         named = {name: ids.clone() for name in preprocessor.inputs}
         named["attention_mask"] += 1

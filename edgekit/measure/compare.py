@@ -64,13 +64,15 @@ def compare(
     threads: int,
     seconds: float,
     device: Device = HOST,
+    theirs: Encoded | None = None,
 ) -> Comparison:
     """Run both files for about ``seconds`` in all.
 
-    encoded: rows with the inputs of both. Raises UsageError when the files' inputs differ, and
-    DeviceError when the device cannot tell times or does not run them.
+    encoded: rows with the inputs of both, or where the second reads the same rows as other ids,
+    ``theirs`` has those. Raises UsageError when the files' inputs differ, and DeviceError when
+    the device cannot tell times or does not run them.
     """
-    if {t.name for t in first.inputs} != {t.name for t in second.inputs}:
+    if theirs is None and {t.name for t in first.inputs} != {t.name for t in second.inputs}:
         raise UsageError(
             f"--against: {second.path} takes other inputs than {first.path}; compare files of "
             "the same kind of model"
@@ -81,8 +83,18 @@ def compare(
     step = Pass("pairs", "compare", rows, seconds=seconds / (2 * _PROCESSES))
     fingerprint: dict[str, Any] = {}
 
+    inputs = {id(first): encoded, id(second): theirs or encoded}
+
     def pairs(one: Artifact, other: Artifact) -> Pairs:
-        found = run_agent(one, encoded, [step], threads=threads, device=device, against=other)
+        found = run_agent(
+            one,
+            inputs[id(one)],
+            [step],
+            threads=threads,
+            device=device,
+            against=other,
+            theirs=inputs[id(other)],
+        )
         fingerprint.update(found["fingerprint"])
         return np.asarray(found["passes"]["pairs"]["pairs"], dtype=np.float64)
 

@@ -7,13 +7,15 @@ shapes, operators) is estimated from the number of operators that the forward ru
 model it is below 2 % of the file.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import FLOAT_SCHEMES, MATRIX_BITS, STATIC, Format, Scheme
 from edgekit.contents import read_contents
 from edgekit.contents.operators import multiplied, read_graph
+from edgekit.errors import ExportError
 from edgekit.export.onnx_weights import BLOCK
 from edgekit.export.packing import table_bits
 from edgekit.export.tflite_weights import matrix_bits
@@ -77,8 +79,17 @@ def predicted_bytes(
     """
     if isinstance(model, FileModel):
         return _rewritten_bytes(model, scheme)
+    from edgekit.export.tflite_light import is_light, written_bytes
     from edgekit.model import export_forward
 
+    if is_light(model):
+        if scheme in STATIC:
+            raise ExportError(
+                f"{scheme} is for models whose activations were calibrated, and a light student's "
+                "are not known to be sound in integers; choose --scheme int8-dynamic"
+            )
+        if format == "tflite":
+            return written_bytes(model, scheme, lengths)
     forward = export_forward(model, decomposed_norm=format == "tflite")
     used, operators = _used(forward, model)
     longest = max(lengths, default=0) if format == "tflite" else 0
@@ -148,6 +159,7 @@ def _used(
 
     class Count(TorchDispatchMode):
         calls = 0
+        paused = False
 
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
@@ -155,7 +167,7 @@ def _used(
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            self.calls += 1
+            self.calls += 0 if self.paused else 1
             return func(*args, **(kwargs or {}))
 
     owners = {
@@ -176,7 +188,7 @@ def _used(
     try:
         for leaf in leaves:
             leaf.requires_grad_(True)
-        with torch.enable_grad(), Count() as count:
+        with torch.enable_grad(), Count() as count, _as_one_operator(forward, count):
             answer = forward(*_meta_inputs(model))
         gradients = torch.autograd.grad(answer.sum(), leaves, allow_unused=True)
     finally:
@@ -184,6 +196,27 @@ def _used(
             leaf.requires_grad_(before)
     used = [owners[id(t)] for t, g in zip(leaves, gradients, strict=True) if g is not None]
     return used, count.calls
+
+
+@contextlib.contextmanager
+def _as_one_operator(forward: "nn.Module", count: Any) -> Iterator[None]:
+    """An LSTM is one operator in a file; on the meta device it is many for each word."""
+    from torch import nn
+
+    def begin(*_: Any) -> None:
+        count.calls, count.paused = count.calls + 1, True
+
+    def end(*_: Any) -> None:
+        count.paused = False
+
+    parts = [part for part in forward.modules() if isinstance(part, nn.LSTM)]
+    hooks = [part.register_forward_pre_hook(begin) for part in parts]
+    hooks += [part.register_forward_hook(end) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _meta_inputs(model: "Model") -> list["torch.Tensor"]:
@@ -224,8 +257,10 @@ def _stored(
         return _matrix_bytes(tuple(tensor.shape), scheme, format, graphs)
     if isinstance(owner, nn.Embedding):
         return _rows_bytes(count, tensor.shape[-1], scheme)
-    if name == "weight" and isinstance(owner, nn.Conv2d):
+    if name == "weight" and isinstance(owner, nn.Conv1d | nn.Conv2d):
         return count + _PARAMETERS[format] * graphs * tensor.shape[0]
+    if isinstance(owner, nn.LSTM) and name.startswith("weight"):
+        return count + 4 * tensor.shape[0]
     if name in _TABLES and not longest and count >= 1024:
         return _rows_bytes(count, tensor.shape[-1], scheme)
     return 4 * count

@@ -12,7 +12,7 @@ from edgekit.export.onnx_weights import BLOCK
 from edgekit.filemodel import FileModel
 from edgekit.plan.predict import frees_length, predicted_bytes, weight_bytes
 from edgekit.plan.propose import Plan, Predicted, misfit
-from edgekit.preprocess import TextPreprocessor
+from edgekit.preprocess import TextReader
 from edgekit.project import Settings
 from edgekit.recipe import StepSpec, make_step
 from edgekit.step import Context, apply_steps
@@ -237,7 +237,7 @@ def _needs_lengths(work: Workbench, model: "Model | FileModel", targets: Sequenc
 
 def _lengths(work: Workbench, model: "Model | FileModel") -> tuple[int, ...]:
     """Sequence-length buckets: as set, or chosen from the training text."""
-    if not isinstance(model.preprocessor, TextPreprocessor):
+    if not isinstance(model.preprocessor, TextReader):
         return ()
     longest = model.preprocessor.max_length
     if work.settings.lengths:

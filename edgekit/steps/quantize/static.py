@@ -18,7 +18,7 @@ from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
 from edgekit.model import Model, export_forward
-from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextPreprocessor
+from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextReader
 from edgekit.steps.needs import need_float
 from edgekit.steps.quantize.fake import Table, Weight
 from edgekit.steps.quantize.grid import Grid, quantize, quantize_int8
@@ -107,13 +107,13 @@ def as_inputs(
     """These rows as a traced forward takes them."""
     made = []
     longest = 0 if encoded.lengths is None else int(encoded.lengths[rows].max()) + padding
-    if isinstance(model.preprocessor, TextPreprocessor):
+    if isinstance(model.preprocessor, TextReader):
         longest = min(longest, model.preprocessor.max_length)
     for name in model.inputs:
         array = encoded.arrays[name][rows]
         if encoded.lengths is not None:
             wider = np.zeros((len(rows), longest), np.int64)
-            if name == "input_ids" and isinstance(model.preprocessor, TextPreprocessor):
+            if name == "input_ids" and isinstance(model.preprocessor, TextReader):
                 wider += model.preprocessor.pad_id
             width = min(longest, array.shape[1])
             wider[:, :width] = array[:, :width]
@@ -236,7 +236,7 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
 def outputs_of(found: Traced, model: Model, encoded: Encoded) -> Array:
     """``fake_outputs`` of a model that was traced, in whatever mode it is."""
     outputs: Any = None
-    size = 16 if isinstance(model.preprocessor, ImagePreprocessor | TextPreprocessor) else 1
+    size = 16 if isinstance(model.preprocessor, ImagePreprocessor | TextReader) else 1
     order = np.arange(len(encoded))
     if encoded.lengths is not None:
         order = np.argsort(encoded.lengths, kind="stable")

@@ -1,0 +1,239 @@
+"""Light students from a teacher: alignment, losses, what is learned, and that nothing leaks."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import edgekit
+from edgekit.data import Rows
+from edgekit.errors import RecipeError
+from edgekit.examples import IGNORED, Batch
+from edgekit.model import identify, load_model, reference_outputs
+from edgekit.preprocess import Encoded
+from edgekit.step import Context, apply_steps
+from edgekit.steps.distill.light import answer_loss, at_words, build
+from edgekit.steps.distill.variations import variations
+from edgekit.steps.distill.words import SPECIAL, words_of
+from edgekit.workbench import encode
+from tests.tiny import tiny_checkpoint, tiny_texts
+from tests.tiny_light import KINDS, LABELS, outline, tiny_step, tiny_student, topics
+from tests.tiny_project import tiny_project
+
+
+def test_words_are_those_of_the_training_text_and_ties_go_by_letters():
+    model, _ = tiny_student("cnn", rows=Rows(texts=("b a. b", "C c d?")), vocabulary=5)
+    assert words_of(model.preprocessor) == [*SPECIAL, "b", "c", ".", "?", "a"]
+    encoded = model.preprocessor.encode(Rows(texts=("B z", "", "?!")))
+    assert encoded.arrays["input_ids"].tolist() == [[2, 4, 1], [2, 0, 0], [2, 7, 1]]
+
+
+def test_in_tagging_each_word_is_one_token_whatever_is_in_it():
+    rows = Rows(words=(("U.S.", "it's"), ("U.S.",)))
+    model, _ = tiny_student("bilstm", "token-classification", rows)
+    encoded = model.preprocessor.encode(Rows(words=(("it's", "U.S.", "new"),)))
+    assert encoded.arrays["input_ids"].tolist() == [[2, 5, 4, 1]]
+    assert encoded.word_starts[0].tolist() == [1, 2, 3]
+
+
+def test_a_teachers_answer_moves_from_the_words_first_token_to_the_students():
+    outputs = np.arange(2 * 6 * 2, dtype=np.float32).reshape(2, 6, 2)
+    ids = {"input_ids": np.zeros((2, 4), np.int32)}
+    theirs = Encoded({}, None, (np.array([1, 4, 5]), np.array([1, -1])))
+    ours = Encoded(ids, None, (np.array([1, 2, -1]), np.array([1, 2])))
+    moved = at_words(outputs, theirs, ours)
+    np.testing.assert_array_equal(moved[0, 1], outputs[0, 1])
+    np.testing.assert_array_equal(moved[0, 2], outputs[0, 4])
+    np.testing.assert_array_equal(moved[1, 1], outputs[1, 1])
+    assert np.isnan(moved).sum() == (8 - 3) * 2
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_the_loss_is_that_of_numpy_and_leaves_out_what_nobody_knows(task):
+    chance = np.random.default_rng(0)
+    shape = (4, 5, 3) if task == "token-classification" else (4, 3)
+    given, wanted = (chance.normal(size=shape).astype(np.float32) for _ in range(2))
+    labels = chance.integers(0, 3, shape[:-1])
+    labels[0] = IGNORED
+    if task == "token-classification":
+        wanted[1, 2:] = np.nan
+    soft = torch.tensor(given, requires_grad=True)
+    batch = Batch({}, torch.arange(4), torch.from_numpy(labels), torch.from_numpy(wanted))
+    loss = answer_loss(outline_student(task), 2.0, 0.25, 0.0)
+    found = loss(lambda: soft, batch)
+    known = ~np.isnan(wanted[..., 0])
+    p, q = (_softmax(each[known] / 2) for each in (wanted, given))
+    kl = 4 * (p * (np.log(p) - np.log(q))).sum(-1).mean()
+    held = labels != IGNORED
+    hard = -np.log(_softmax(given[held]))[np.arange(held.sum()), labels[held]].mean()
+    np.testing.assert_allclose(found.item(), 0.75 * kl + 0.25 * hard, rtol=1e-5)
+    found.backward()
+    silent = ~known & ~held
+    assert (soft.grad.numpy()[silent] == 0).all() and np.isfinite(soft.grad.numpy()).all()
+
+
+def test_variations_are_of_the_texts_words_and_of_the_seed():
+    texts = [tuple(text.split()) for text in tiny_texts(50)]
+    found = variations(texts, 3, 0)
+    assert found == variations(texts, 3, 0) != variations(texts, 3, 1)
+    assert 100 < len(found) <= 150 and all(found)
+    assert {word for text in found for word in text} <= {word for text in texts for word in text}
+    assert not variations(texts, 0, 0) and not variations([()], 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("cnn", {"widths": "2-3"}, "widths are odd"),
+        ("cnn", {"filters": 0}, "filters must be above 0"),
+        ("cmow", {"max-length": 48}, "power of two"),
+        ("ngram", {"dropout": 1.0}, "dropout is a chance"),
+        ("bilstm", {"labels": 2.0}, "labels is a share"),
+        ("bilstm", {"copies": -1}, "copies must not be negative"),
+    ],
+)
+def test_what_cannot_be_is_refused(kind, options, said):
+    model, rows = tiny_student("cnn", rows=topics(40, 0))
+    with pytest.raises(RecipeError, match=said):
+        tiny_step(kind, **options).requires(model, Context(rows, 0))
+
+
+def test_tagging_is_refused_by_students_without_an_answer_for_each_word():
+    model, rows = tiny_student("cnn", "token-classification")
+    for kind in ("cmow", "ngram"):
+        with pytest.raises(RecipeError, match="is for text-classification"):
+            tiny_step(kind).requires(model, Context(Rows(words=rows.words * 10), 0))
+
+
+@pytest.mark.slow
+def test_a_tagger_learns_from_a_transformer(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "teacher", task="token-classification")
+    teacher = load_model(identify(str(checkpoint)))
+    rows = Rows(words=tuple(tuple(text.split()) for text in tiny_texts(120)))
+    step = tiny_step("bilstm", epochs=12, copies=1, **{"learning-rate": 1e-2})
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    student = apply_steps([step], teacher, Context(rows, 0, folder))
+    theirs, ours = (encode(model, rows) for model in (teacher, student))
+    wanted = at_words(reference_outputs(teacher, theirs), theirs, ours)
+    known = ~np.isnan(wanted[..., 0])
+    agree = reference_outputs(student, ours)[known].argmax(-1) == wanted[known].argmax(-1)
+    most = np.bincount(wanted[known].argmax(-1)).max() / known.sum()
+    assert agree.mean() > most + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_teacher_is_worth_more_than_labels_and_a_permuted_one_nothing(kind, teacher, tmp_path):
+    """Mean of three seeds; 40 labelled rows and 440 without labels; same start, batches, steps."""
+    labelled, pool, judged = topics(40, 1), topics(440, 2), topics(400, 3)
+    found = {"teacher": [], "labels": [], "permuted": []}
+    for seed in range(3):
+        for arm, scores in found.items():
+            scores.append(_learned(kind, arm, seed, teacher, labelled, pool, judged, tmp_path))
+    means = {arm: float(np.mean(scores)) for arm, scores in found.items()}
+    assert means["teacher"] > means["labels"] + 0.02, means
+    assert means["labels"] > means["permuted"] + 0.02, means
+
+
+@pytest.mark.slow
+def test_a_build_ends_in_a_bundle_that_needs_neither_teacher_nor_eval_rows(tmp_path):
+    project = tiny_project(tmp_path, rows=80)
+    files = []
+    for number in range(2):
+        if number:
+            _turn_rows(project.eval)
+        built = edgekit.build(
+            project.checkpoint,
+            data=project.train,
+            eval=project.eval,
+            target="android-arm64",
+            steps=["student-ngram:ngrams=200,embedding=16,hidden=16,epochs=2,copies=1"],
+            output=tmp_path / f"dist{number}",
+            save_model=tmp_path / f"student{number}",
+        )
+        folder = built.bundles[0].path
+        files.append(
+            {name: (folder / name).read_bytes() for name in ("model.tflite", "ngrams.txt")}
+        )
+    assert files[0] == files[1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["models"][0]["predicted_bytes"] == len(files[0]["model.tflite"])
+    readme = (folder / "README.md").read_text()
+    assert "ngram_ids" in readme and "tokenizer.json" not in readme
+    for each in project.checkpoint.iterdir():
+        each.unlink()
+    assert edgekit.verify(folder).verdict.outcome == "pass"
+    code = "import edgekit, sys; print(type(edgekit.load(sys.argv[1])).__name__)"
+    fresh = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "student0")]
+    said = subprocess.run(fresh, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "NgramForSequenceClassification"
+
+
+def outline_student(task):
+    model, _ = tiny_student("cnn", task)
+    return model
+
+
+def _softmax(values):
+    each = np.exp(values - values.max(-1, keepdims=True))
+    return each / each.sum(-1, keepdims=True)
+
+
+def _turn_rows(path):
+    """The same eval rows in another order, and one word more in each."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        names, *rows = csv.reader(stream)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(
+            [names, *([text + " sir", label] for text, label in rows[::-1])]
+        )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A real one: n-grams, learned from 1,500 labelled rows."""
+    folder = tmp_path_factory.mktemp("teacher") / "learned"
+    rows = topics(1500, 9)
+    return _taught("ngram", rows, rows.labels, None, None, folder, 0, epochs=4)
+
+
+def _learned(kind, arm, seed, teacher, labelled, pool, judged, folder):
+    folder = folder / f"{kind}-{arm}-{seed}"
+    student = _taught(kind, labelled, labelled.labels, pool, (teacher, arm), folder, seed, epochs=3)
+    wanted = np.array([LABELS.index(label) for label in judged.labels])
+    return float((reference_outputs(student, encode(student, judged)).argmax(1) == wanted).mean())
+
+
+def _taught(kind, rows, labels, pool, teaching, folder, seed, epochs):
+    from edgekit.examples import Examples
+    from edgekit.model import export_forward
+    from edgekit.train import Training, train
+
+    folder.mkdir()
+    step = tiny_step(kind, ngrams=600) if kind == "ngram" else tiny_step(kind)
+    every = Rows(texts=(*rows.texts, *(pool.texts if pool else ())))
+    family, sizes, preprocessor = step.outline(outline(), every)
+    student = build(family, outline(), sizes, preprocessor, seed)
+    gold = np.full(len(every), IGNORED, np.int64)
+    gold[: len(rows)] = [LABELS.index(label) for label in labels]
+    outputs, share = np.zeros((len(every), 3), np.float32), 1.0
+    if teaching is not None and teaching[1] != "labels":
+        share = 0.0
+        outputs = reference_outputs(teaching[0], encode(teaching[0], every))
+        if teaching[1] == "permuted":
+            outputs = outputs[np.random.default_rng(seed).permutation(len(outputs))]
+    train(
+        export_forward(student, learning=True).train(),
+        Examples(encode(student, every), labels=gold, teacher=outputs),
+        answer_loss(student, 1.0, share, 0.0),
+        Training(epochs=epochs, learning_rate=2e-2, batch=32, seed=seed),
+        folder=folder / "training",
+        checkpoint_seconds=1e9,
+    )
+    student.module.eval()
+    return student
