@@ -11,8 +11,8 @@ from typing import Any
 
 from edgekit.artifact import SUFFIXES, Artifact
 from edgekit.bundle.golden import golden_inputs, read_golden
-from edgekit.bundle.manifest import FILE, read_manifest
-from edgekit.bundle.verify import artifacts, check_files
+from edgekit.bundle.manifest import FILE, check_files, read_manifest
+from edgekit.bundle.verify import artifacts
 from edgekit.contents.diff import FileDiff, diff_files
 from edgekit.data import Columns, Rows, load_data
 from edgekit.devices.run import Pass, run_agent

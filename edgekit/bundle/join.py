@@ -23,8 +23,7 @@ import numpy as np
 
 from edgekit.artifact import sha256
 from edgekit.bundle.golden import read_golden
-from edgekit.bundle.manifest import Manifest, ModelFile, read_manifest
-from edgekit.bundle.verify import check_files
+from edgekit.bundle.manifest import Manifest, ModelFile, check_files, read_manifest
 from edgekit.bundle.write import LABELS, PREPROCESSOR, TOKENIZER, check_new, copy_folder
 from edgekit.errors import ProofError, UsageError
 from edgekit.store import folder_bytes

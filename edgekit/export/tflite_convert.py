@@ -39,12 +39,12 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...]) -> Graph:
 
     with _quiet():
         try:
-            program = program_of(forward, samples)
+            traced = program_of(forward, samples)
             path = converted(
                 "litert-torch",
-                program,
+                traced,
                 "model.tflite",
-                lambda path: _convert(forward, samples, program, path),
+                lambda path: _convert(forward, samples, traced, path),
             )
         except EdgekitError:
             raise

@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgekit.bundle.evidence import Evidence, read_evidence
-from edgekit.bundle.manifest import FILE, Manifest, ModelFile, read_manifest
-from edgekit.bundle.verify import check_files
+from edgekit.bundle.manifest import FILE, Manifest, ModelFile, check_files, read_manifest
 from edgekit.errors import BundleError
 from edgekit.measure.evidence import FileEvidence
 from edgekit.reports.proof import Proof, Settings, Verdict
