@@ -1,5 +1,6 @@
 """TFLite files, read and run by LiteRT itself, against the torch model that they were made of."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -272,7 +273,6 @@ def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> N
 OTHER_TASKS = [
     ("roberta", "text-classification"),
     ("mpnet", "text-classification"),
-    ("xlnet", "token-classification"),
     ("albert", "sentence-embedding"),
 ]
 
@@ -425,8 +425,9 @@ def test_the_oldest_runtime_answers_like_torch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["int8-weights", "int4-weights"])
-@pytest.mark.parametrize("any_length", [True, False])
+@pytest.mark.parametrize(
+    ("scheme", "any_length"), [("int8-weights", False), ("int4-weights", True)]
+)
 def test_the_oldest_runtime_answers_as_ours_in_fewer_bits(
     scheme: Any, any_length: bool, python_with_2_14: Path, tmp_path: Path
 ) -> None:
@@ -455,5 +456,8 @@ from edgekit.export.tflite import export_tflite
 from edgekit.model import identify, load_model
 export_tflite(load_model(identify("model")), pathlib.Path("out"), scheme="fp32", any_length=True)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    # A store of its own, so that it converts again.
+    own = {**os.environ, "EDGEKIT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=own, check=True, capture_output=True)
     assert (tmp_path / "out" / "model.tflite").read_bytes() == any_float.path.read_bytes()

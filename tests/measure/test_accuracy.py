@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import ProofError
@@ -155,6 +155,7 @@ def test_tags_are_scored_at_first_sub_words_and_lost_words_are_outside() -> None
 # Chance, and refusing it.
 
 
+@settings(max_examples=20)
 @given(st.lists(st.tuples(*[st.booleans()] * 4), min_size=1, max_size=12))
 def test_multi_label_chance_is_the_best_of_all_constant_answers(rows: list[tuple[bool]]) -> None:
     truth = np.array(rows).astype(int)
