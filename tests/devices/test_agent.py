@@ -169,4 +169,4 @@ def test_where_int8_sums_may_overflow_the_result_says_so(tmp_path: Path) -> None
     shared = _int8_product(tmp_path / "shared.onnx", twice=True)
     result = run_agent(shared, Encoded({"x": x}, None), [Pass("all", "outputs")], threads=1)
     right = np.array_equal(result["passes"]["all"]["outputs"], np.full((2, 4), 2 * 127 * 63 * 255))
-    assert right or result["saturates"] is True
+    assert right or result.get("saturates")
