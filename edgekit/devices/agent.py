@@ -714,10 +714,13 @@ def load_onnx(job: Fields, memory: Fields) -> tuple[Call, str]:
             options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(job["file"], options, providers=providers)
     except Exception:
-        # onnxruntime 1.31 cannot where a weight is read twice, as where layers share theirs.
+        # onnxruntime 1.31 cannot where a weight or a zero point is read twice. Products between
+        # QuantizeLinear and DequantizeLinear are left unfused then, in float; others may overflow.
         if not exact:
             raise
         options.add_session_config_entry("session.x64quantprecision", "0")
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = level
         session = onnxruntime.InferenceSession(job["file"], options, providers=providers)
         memory["saturates"] = True
     memory["load_seconds"] = time.perf_counter() - started

@@ -44,7 +44,8 @@ def exported(family: str, task: str, scheme: str) -> Artifact:
 
 def session(path: Path, **options: Any) -> Any:
     """Int8 sums do not overflow in it, as on Arm and on x86 with VNNI, whatever this CPU is; but
-    for layers that share their weights, where onnxruntime 1.31 cannot have that.
+    for layers that share their weights, where onnxruntime 1.31 cannot have that. Where a zero point
+    is read twice it cannot either, and static products are left in float.
     """
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail
@@ -56,6 +57,9 @@ def session(path: Path, **options: Any) -> Any:
         setattr(settings, name, value)
     for exact in ("1", "0") if saturating() else ("0",):
         settings.add_session_config_entry("session.x64quantprecision", exact)
+        if exact == "0" and saturating():
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            settings.graph_optimization_level = level
         with contextlib.suppress(Fail):
             return onnxruntime.InferenceSession(
                 str(path), settings, providers=["CPUExecutionProvider"]
