@@ -293,7 +293,7 @@ def test_a_plain_cnn_is_integer_but_for_what_has_no_kernel(tmp_path: Path) -> No
     assert np.abs(run(onnx_file, {"x": x.numpy()}) - fake).max() <= 1.01 * step
     assert np.abs(run_one_by_one(tflite_file, "x", x.numpy()) - fake).max() <= 1.01 * step
     optimized = str(tmp_path / "optimized.onnx")
-    session(onnx_file, optimized_model_filepath=optimized)
+    session(onnx_file, exact=False, optimized_model_filepath=optimized)
     kernels = [node.op_type for node in onnx.load(optimized).graph.node]
     assert kernels.count("QLinearConv") == 3 and kernels.count("QGemm") == 2
     assert "QLinearAdd" in kernels and not {"Conv", "Gemm", "Relu", "Clip"} & set(kernels)
