@@ -4,7 +4,6 @@ A stage's key holds the keys of what it is made from, never their content, so th
 nothing changed loads no model and no runtime. The heavy work is in the rooms that these call.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgekit import __version__
-from edgekit.artifact import STATIC, Artifact, Format, sha256
+from edgekit.artifact import STATIC, Artifact, Format
 from edgekit.budget import Verdict
-from edgekit.errors import ModelError, ProofError
+from edgekit.data import identify_data
+from edgekit.errors import ProofError
 from edgekit.events import Event, Sink
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
@@ -593,23 +593,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _step_fields(spec: StepSpec) -> dict[str, Any]:
     """What decides a step's outcome: its options, and the content of what they name."""
     files = {
-        name: [_content(path) for path in paths_in(value)]
+        name: [identify_data(str(path)) for path in paths_in(value) if path.exists()]
         for name, value in spec.options().items()
         if paths_in(value)
     }
     return {**spec.to_json(), "files": files}
-
-
-def _content(path: Path) -> str | None:
-    """Digest of a file or a checkpoint; the step says what it thinks of anything else."""
-    if path.is_file():
-        return sha256(path)
-    if path.is_dir():
-        from edgekit.model import identify
-
-        with contextlib.suppress(ModelError):
-            return identify(str(path)).digest
-    return None
 
 
 def _outcome_fields(target: Target) -> dict[str, Any]:

@@ -124,17 +124,24 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     with quiet_tracing():
         example = example_inputs(model, forward)
         varying = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(example.dimensions)}
+        shapes = tuple(varying for _ in example.tensors)
         try:
-            program = program_of(forward, example.tensors, tuple(varying for _ in example.tensors))
-            path = converted("onnx", program, _FILE, lambda path: _convert(program, path))
-        except EdgekitError:
+            try:
+                program = program_of(forward, example.tensors, shapes)
+            except Exception:  # torch.onnx has other ways to trace (an LSTM needs them)
+                proto = _convert(forward, example.tensors, dynamic_shapes=shapes)
+            else:
+                path = converted(
+                    "onnx", program, _FILE, lambda path: _write(_convert(program), path, "fp32")
+                )
+                proto = onnx.load(path)
+        except (EdgekitError, OSError):
             raise
         except Exception as error:  # the module's own code runs here, and may raise anything
             raise ExportError(
                 f"torch cannot write this model as ONNX ({root_cause(error)}); "
                 "try --format torchscript"
             ) from error
-    proto = onnx.load(path)
     proto.ir_version = _IR_VERSION
     proto.producer_name, proto.producer_version = "edgekit", __version__
     _name_ends(proto.graph, (*model.inputs, output_name(model)))
@@ -142,12 +149,22 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     return proto
 
 
-def _convert(program: "ExportedProgram", path: Path) -> None:
+def _convert(
+    traced: "nn.Module | ExportedProgram", inputs: tuple[Any, ...] = (), dynamic_shapes: Any = None
+) -> "onnx.ModelProto":
     import torch
 
-    made = torch.onnx.export(program, (), dynamo=True, opset_version=_OPSET, verbose=False)
+    made = torch.onnx.export(
+        traced,
+        inputs,
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,
+        opset_version=_OPSET,
+        verbose=False,
+    )
     assert made is not None
-    _write(made.model_proto, path, "fp32")
+    proto: onnx.ModelProto = made.model_proto
+    return proto
 
 
 def _name_ends(graph: "onnx.GraphProto", names: tuple[str, ...]) -> None:

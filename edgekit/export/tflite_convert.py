@@ -46,7 +46,7 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...]) -> Graph:
                 "model.tflite",
                 lambda path: _convert(forward, samples, traced, path),
             )
-        except EdgekitError:
+        except (EdgekitError, OSError):
             raise
         except Exception as error:  # the module's own code runs here, and may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

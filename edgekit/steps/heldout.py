@@ -39,13 +39,17 @@ def quality(model: Model, rows: Rows, original: Model) -> float:
     """The task's metric on the rows; without labels, how often it answers as the original does."""
     from edgekit.data import label_ids
     from edgekit.measure import accuracy
+    from edgekit.measure.proof import per_answer
     from edgekit.workbench import answers_of, encode
 
     encoded = encode(model, rows)
     outputs = answers_of(model, encoded)
     if rows.labels is None:
-        theirs = answers_of(original, encode(original, rows))
-        return accuracy.agreement(outputs, theirs, model.task, model.problem)
+        # Of words: a student may split them into other tokens.
+        whole = encode(original, rows)
+        theirs = per_answer(answers_of(original, whole), whole)
+        ours = per_answer(outputs, encoded)
+        return accuracy.agreement(ours, theirs, model.task, model.problem)
     known = label_ids(
         rows, model.labels, task=model.task, problem=model.problem, source="the training rows"
     )
