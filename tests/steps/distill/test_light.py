@@ -114,7 +114,7 @@ def test_a_tagger_learns_from_a_transformer(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "teacher", task="token-classification")
     teacher = load_model(identify(str(checkpoint)))
     rows = Rows(words=tuple(tuple(text.split()) for text in tiny_texts(120)))
-    step = tiny_step("bilstm", epochs=12, copies=1, **{"learning-rate": 1e-2})
+    step = tiny_step("bilstm", epochs=150, copies=0, **{"learning-rate": 3e-2})
     folder = tmp_path / "scratch"
     folder.mkdir()
     student = apply_steps([step], teacher, Context(rows, 0, folder))
