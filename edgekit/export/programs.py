@@ -30,7 +30,7 @@ def program_of(
 
 
 def converted(
-    converter: str, program: ExportedProgram, name: str, convert: Callable[[Path], None]
+    converter: str, program: ExportedProgram, name: str, convert: Callable[[Path], object]
 ) -> Path:
     """The file ``name`` that ``convert`` writes of this program, or wrote of it before.
 
