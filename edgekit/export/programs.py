@@ -36,9 +36,12 @@ def converted(
 
     It is the store's: to be read, not changed. ``convert`` may spoil the program.
     """
+
+    def produce(folder: Path) -> None:
+        convert(folder / name)
+
     inputs = {"converter": converter, "program": _digest(program)}
-    entry = Store().stage("convert", inputs, lambda folder: convert(folder / name))
-    return entry.path / name
+    return Store().stage("convert", inputs, produce).path / name
 
 
 def _digest(program: ExportedProgram) -> str:
