@@ -1,6 +1,9 @@
 """What all tests share: a cache of their own, and no network."""
 
+import functools
+import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,8 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     TOKENIZERS_PARALLELISM="false",
     TRANSFORMERS_VERBOSITY="error",
+    # Filled while a model is traced: layers beyond the second make up for that, and ours have two.
+    TORCH_FAKE_TENSOR_DISPATCH_CACHE="0",
 )
 # Workers are as many as cores: threads of their own would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -40,6 +45,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TMPDIR", scratch)
         patch.setattr(tempfile, "tempdir", scratch)
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """accelerate collects garbage after each training: among what is new, not all of torch."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def torchlib_once() -> None:
+    """torch reads the source of every operator that ONNX has for it, a second each conversion."""
+    found = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if found is not None and not hasattr(found.ONNXRegistry.from_torchlib, "cache_info"):
+        once = functools.cache(found.ONNXRegistry.from_torchlib)
+        found.ONNXRegistry.from_torchlib = staticmethod(once)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def tiny_checkpoint(
     seed: int = 0,
     dtype: str = "float32",
     max_length: int = 64,
+    layers: int = 2,
     **config: Any,
 ) -> Path:
     """Write a random checkpoint into ``folder`` (made if need be) and return it.
@@ -80,7 +81,7 @@ def tiny_checkpoint(
             heads["problem_type"] = _PROBLEMS[problem]
     transformers.utils.logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    fields = _sizes(family, max_length) | heads | config
+    fields = _sizes(family, max_length, layers) | heads | config
     if family not in IMAGE_FAMILIES:
         tokenizer = tiny_tokenizer(family, max_length)
         tokenizer.save_pretrained(folder)
@@ -133,10 +134,10 @@ def tiny_tokenizer(family: str, max_length: int = 64) -> Any:
     )
 
 
-def _sizes(family: str, max_length: int) -> dict[str, Any]:
+def _sizes(family: str, max_length: int, layers: int) -> dict[str, Any]:
     encoder = {
         "hidden_size": 24,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 32,
         "max_position_embeddings": max_length,
@@ -157,13 +158,13 @@ def _sizes(family: str, max_length: int) -> dict[str, Any]:
     if family == "distilbert":
         return {
             "dim": 24,
-            "n_layers": 2,
+            "n_layers": layers,
             "n_heads": 4,
             "hidden_dim": 32,
             "max_position_embeddings": max_length,
         }
     if family == "xlnet":
-        return {"d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 32}
+        return {"d_model": 24, "n_layer": layers, "n_head": 4, "d_inner": 32}
     if family == "vit":
         return {key: encoder[key] for key in list(encoder)[:4]} | {
             "image_size": 32,

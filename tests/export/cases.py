@@ -83,6 +83,11 @@ def each_case(
     return pytest.mark.parametrize(("family", "task"), [*quick, *slow])
 
 
+def layers_of(family: str) -> int:
+    """Two where a second layer is not only more of the same: ALBERT's is the first again."""
+    return 2 if family in ("bert", "albert") else 1
+
+
 @functools.cache
 def case(family: str, task: str = "text-classification") -> Case:
     folder = Path(tempfile.mkdtemp())
@@ -92,7 +97,8 @@ def case(family: str, task: str = "text-classification") -> Case:
         rows = Rows(images=pictures)
     else:
         rows = Rows(texts=tuple(tiny_texts(10)))
-    model = load_model(identify(str(tiny_checkpoint(folder / "checkpoint", family, task))))
+    checkpoint = tiny_checkpoint(folder / "checkpoint", family, task, layers=layers_of(family))
+    model = load_model(identify(str(checkpoint)))
     assert model.preprocessor is not None
     encoded = model.preprocessor.encode(rows)
     return Case(model, encoded, reference_outputs(model, encoded))
