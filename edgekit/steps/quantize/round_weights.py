@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -225,6 +226,10 @@ def _library() -> Any:
     logging.getLogger(_LIBRARY).disabled = True
     # What it finds imported it takes for known when it runs.
     import transformers  # noqa: F401
+    from neural_compressor.common import set_workspace
+
+    # Its default is a folder where the user stands, made by the import below.
+    set_workspace(tempfile.gettempdir())
     from neural_compressor.torch.algorithms.weight_only import gptq
 
     return gptq

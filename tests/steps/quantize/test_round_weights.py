@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,17 @@ def test_the_librarys_nearest_integers_are_the_grids(bert: Model) -> None:
             )
             ours, _ = quantize(weight.numpy(), 4, block=block)
             np.testing.assert_array_equal(integers.numpy(), ours)
+
+
+@needs_library
+def test_the_library_leaves_no_folder_where_the_user_stands() -> None:
+    from edgekit.steps.quantize.round_weights import _library
+
+    _library()
+    from neural_compressor.torch.algorithms.layer_wise import utils
+
+    assert Path(utils.LWQ_WORKSPACE).is_relative_to(tempfile.gettempdir())
+    assert not list(Path.cwd().glob("nc_workspace"))
 
 
 def test_fitted_scales_clip_what_costs_more_than_it_is_worth() -> None:
