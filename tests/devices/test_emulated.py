@@ -180,9 +180,9 @@ def files(bert: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Art
     ("name", "core"),
     [
         ("onnx-fp32", "cortex-a53"),
-        ("tflite-fp32", "cortex-a53"),
-        *[("onnx-int8-dynamic", core) for core in CORES],
-        *[("tflite-int8-dynamic", core) for core in CORES],
+        ("onnx-int8-dynamic", "cortex-a76"),
+        ("tflite-int8-dynamic", "cortex-a53"),
+        ("tflite-int8-dynamic", "cortex-a710"),
     ],
 )
 def test_a_tiny_model_answers_as_on_this_host(
@@ -203,7 +203,8 @@ def test_a_tiny_model_answers_as_on_this_host(
 @pytest.mark.slow
 def test_the_file_runs_on_the_core_that_was_asked_for(ready: Path, tmp_path: Path) -> None:
     """Also when two cores run at once: each sees its own processor."""
-    devices = [device for device in map(Emulated, CORES) if device.missing() is None]
+    ends = (CORES[0], CORES[-1])
+    devices = [device for device in map(Emulated, ends) if device.missing() is None]
     code = (
         "import json, sys; from pathlib import Path\n"
         "from edgekit.devices.device import open_device\n"
@@ -227,8 +228,7 @@ def test_the_file_runs_on_the_core_that_was_asked_for(ready: Path, tmp_path: Pat
         fingerprint = json.loads(output)
         assert fingerprint["machine"] == "aarch64"
         features[device.core] = {"asimddp", "i8mm", "sve"} & set(fingerprint["features"])
-    expected = {"cortex-a53": set(), "cortex-a76": {"asimddp"}}
-    expected["cortex-a710"] = {"asimddp", "i8mm", "sve"}
+    expected = {"cortex-a53": set(), "cortex-a710": {"asimddp", "i8mm", "sve"}}
     assert features == {device.core: expected[device.core] for device in devices}
 
 

@@ -276,6 +276,7 @@ class Net(nn.Module):
         return self.last(nn.functional.silu(self.inner(x)))
 
 
+@pytest.mark.slow
 def test_a_plain_cnn_is_integer_but_for_what_has_no_kernel(tmp_path: Path) -> None:
     net = Net().eval()
     x = torch.randn(40, 3, 12, 12)

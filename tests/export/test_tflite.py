@@ -1,8 +1,6 @@
 """TFLite files, read and run by LiteRT itself, against the torch model that they were made of."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from edgekit.export.tflite import export_tflite, quantize_tflite_file
 from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.preprocess import Encoded
 from tests.export.cases import layers_of
+from tests.old_runtimes import python_with
 from tests.tiny import tiny_checkpoint, tiny_texts
 
 BUCKETS = (8, 16, 32)
@@ -389,24 +388,7 @@ def test_quantized_files_are_refused(
 # The oldest runtime that targets promise
 
 
-@pytest.fixture(scope="session")
-def python_with_2_14(request: pytest.FixtureRequest) -> Path:
-    """A Python of its own with tflite-runtime 2.14.0, which needs numpy 1."""
-    folder = request.config.cache.mkdir("tflite-runtime-2.14.0")
-    python = folder / "bin" / "python"
-    probe = [str(python), "-c", "import tflite_runtime.interpreter"]
-    if python.exists() and subprocess.run(probe, capture_output=True).returncode == 0:
-        return python
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "-q", "tflite-runtime==2.14.0", "numpy<2"],
-    ):
-        ran = subprocess.run(command, capture_output=True, text=True)
-        if ran.returncode:
-            pytest.skip(f"no tflite-runtime 2.14.0 here: {ran.stderr.strip().splitlines()[-1]}")
-    return python
-
-
+OLDEST = "tflite-runtime==2.14.0"
 _ASK = """
 import sys, numpy as np
 from tflite_runtime.interpreter import Interpreter
@@ -433,12 +415,12 @@ np.save(sys.argv[3], answers)
     ("scheme", "any_length"), [("fp32", True), ("fp16", False), ("int8-dynamic", False)]
 )
 def test_the_oldest_runtime_answers_like_torch(
-    scheme: Any, any_length: bool, bert: Model, python_with_2_14: Path, tmp_path: Path
+    scheme: Any, any_length: bool, bert: Model, tmp_path: Path
 ) -> None:
     rows = encoded(bert, 24)
     np.savez(tmp_path / "rows.npz", lengths=rows.lengths, **rows.arrays)
     artifact = export_tflite(bert, tmp_path, scheme=scheme, lengths=BUCKETS, any_length=any_length)
-    command = [python_with_2_14, "-c", _ASK, artifact.path, "rows.npz", "answers.npy"]
+    command = [python_with(OLDEST), "-c", _ASK, artifact.path, "rows.npz", "answers.npy"]
     subprocess.run(list(map(str, command)), cwd=tmp_path, check=True, capture_output=True)
     found, expected = np.load(tmp_path / "answers.npy"), reference_outputs(bert, rows)
     tolerance = {"fp32": 1e-4, "fp16": 2e-2, "int8-dynamic": 0.25}[scheme]
@@ -450,35 +432,15 @@ def test_the_oldest_runtime_answers_like_torch(
     ("scheme", "any_length"), [("int8-weights", False), ("int4-weights", True)]
 )
 def test_the_oldest_runtime_answers_as_ours_in_fewer_bits(
-    scheme: Any, any_length: bool, python_with_2_14: Path, tmp_path: Path
+    scheme: Any, any_length: bool, tmp_path: Path
 ) -> None:
     """Of a model that is wide enough for 4 bits, which random weights do not survive."""
     model = make(tmp_path / "model", "bert", hidden_size=64, intermediate_size=96)
     rows = encoded(model, 24)
     np.savez(tmp_path / "rows.npz", lengths=rows.lengths, **rows.arrays)
     artifact = export_tflite(model, tmp_path, scheme=scheme, lengths=BUCKETS, any_length=any_length)
-    command = [python_with_2_14, "-c", _ASK, artifact.path, "rows.npz", "answers.npy"]
+    command = [python_with(OLDEST), "-c", _ASK, artifact.path, "rows.npz", "answers.npy"]
     subprocess.run(list(map(str, command)), cwd=tmp_path, check=True, capture_output=True)
     found = np.load(tmp_path / "answers.npy")
     expected = np.array(run_all(artifact.path, rows, model.inputs))
     assert np.sqrt(((found - expected) ** 2).mean()) < 0.1 * expected.std()
-
-
-@pytest.mark.slow
-def test_another_process_writes_the_same_bytes(
-    bert: Model, any_float: Artifact, tmp_path: Path
-) -> None:
-    from edgekit.model import save_model
-
-    save_model(bert, tmp_path / "model")
-    code = """
-import sys, pathlib
-from edgekit.export.tflite import export_tflite
-from edgekit.model import identify, load_model
-export_tflite(load_model(identify("model")), pathlib.Path("out"), scheme="fp32", any_length=True)
-"""
-    # A store of its own, so that it converts again.
-    own = {**os.environ, "EDGEKIT_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=tmp_path, env=own, check=True, capture_output=True)
-    assert (tmp_path / "out" / "model.tflite").read_bytes() == any_float.path.read_bytes()

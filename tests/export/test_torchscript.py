@@ -1,7 +1,5 @@
 """TorchScript files, loaded by torch alone, against the torch model that they were made of."""
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -127,23 +125,6 @@ def test_the_archive_says_what_it_takes_and_where_it_is_from_it_does_not(tmp_pat
     assert stamps == {(1980, 0, 0)}
     assert tells_of_this_machine(made.path.read_bytes()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-
-
-@pytest.mark.slow
-def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
-    script = (
-        "import sys; from pathlib import Path; from edgekit.model import identify, load_model;"
-        "from edgekit.export.torchscript import export_torchscript;"
-        "model = load_model(identify(sys.argv[1]));"
-        "export_torchscript(model, Path(sys.argv[2]), scheme='int8-dynamic')"
-    )
-    command = [sys.executable, "-c", script, str(checkpoint), str(tmp_path / "there")]
-    finished = subprocess.run(command, capture_output=True, check=True, text=True)
-    assert finished.stdout + finished.stderr == ""
-    # This process has traced other models before: nothing of that may show.
-    here = export_torchscript(case("bert").model, tmp_path / "here", scheme="int8-dynamic")
-    assert here.path.read_bytes() == (tmp_path / "there" / "model.pt").read_bytes()
 
 
 def test_layers_that_share_a_weight_share_it_in_the_file(tmp_path: Path) -> None:

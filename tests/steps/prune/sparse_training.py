@@ -14,9 +14,7 @@ from edgekit.steps.prune.sparsify import pruned_gradually
 from tests.tiny_training import bag, learn
 
 
-def main() -> None:
-    folder, weights, *kill_at = sys.argv[1:]
-
+def run(folder: str, weights: str, *kill_at: str) -> None:
     def on_progress(fraction: float, text: str) -> None:
         if kill_at and text.startswith(f"step {kill_at[0]} "):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -29,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(*sys.argv[1:])

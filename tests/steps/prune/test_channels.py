@@ -123,7 +123,7 @@ def test_it_loads_in_a_fresh_process_and_exports(tmp_path: Path, family: str) ->
     again = load_model(identify(str(tmp_path / "saved")))
     encoded = Encoded({"pixel_values": PIXELS}, None)
     assert np.allclose(reference_outputs(again, encoded), expected, atol=1e-5)
-    for format in ("onnx", "tflite"):
+    for format in ("onnx", "tflite") if family == "resnet" else ():
         made = export_artifact(again, tmp_path / format, format, "fp32")  # type: ignore[arg-type]
         passes = run_agent(made, encoded, [Pass("all", "outputs")], threads=1)["passes"]
         np.testing.assert_allclose(passes["all"]["outputs"], expected, atol=1e-3, rtol=1e-3)

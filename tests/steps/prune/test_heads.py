@@ -121,11 +121,8 @@ def uneven(folder: Path) -> Model:
 @pytest.mark.parametrize(
     ("format", "scheme"),
     [
-        ("onnx", "fp32"),
-        ("onnx", "int8-dynamic"),
         ("onnx", "int8-static"),
         ("tflite", "int8-dynamic"),
-        ("tflite", "int8-static"),
         ("torchscript", "fp32"),
     ],
 )

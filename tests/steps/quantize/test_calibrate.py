@@ -32,7 +32,13 @@ def model() -> Model:
     return case("bert").model
 
 
-@pytest.mark.parametrize("method", ["min-max", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "min-max",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("percentile", "mse", "entropy")),
+    ],
+)
 def test_every_method_gives_every_point_a_range(
     model: Model, method: Method, tmp_path: Path
 ) -> None:
@@ -82,6 +88,7 @@ def test_rows_that_say_too_little_are_refused(model: Model, given: Rows | None, 
         Calibrate().requires(model, Context(given, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "resnet"])
 def test_random_rows_are_for_want_of_others_and_said_so(family: str, tmp_path: Path) -> None:
     made = case(family)
@@ -93,6 +100,7 @@ def test_random_rows_are_for_want_of_others_and_said_so(family: str, tmp_path: P
     assert "WARNING: calibrated for int8-static on 64 random rows" in done.lineage[-1]
 
 
+@pytest.mark.slow
 def test_int16_grids_are_around_zero(model: Model, tmp_path: Path) -> None:
     made = Calibrate(scheme="int16x8").apply(model, Context(rows(40), 0, tmp_path))
     assert made.quantized is not None and made.quantized.scheme == "int16x8"

@@ -97,6 +97,7 @@ def test_layers_apart_are_kept_as_one_block(tmp_path: Path) -> None:
     assert told[0] == f"rounding {LAYER}0 alone" and told[-1].startswith("trying ")
 
 
+@pytest.mark.slow
 def test_a_model_that_holds_keeps_no_layer(tmp_path: Path) -> None:
     """Judged by labels: those of a model that is always right."""
     model = case("bert").model
@@ -194,6 +195,7 @@ def _near(model: Model, outputs: Any, fake: Any) -> None:
     assert np.abs(outputs - fake).max() <= 12 * step
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_its_float_layers_and_old_ones_have_none(tmp_path: Path) -> None:
     model = kept()
     save_model(model, tmp_path)
@@ -208,13 +210,15 @@ def test_a_checkpoint_keeps_its_float_layers_and_old_ones_have_none(tmp_path: Pa
     assert old is not None and old.float_layers == ()
 
 
+@pytest.mark.slow
 def test_when_no_block_is_enough_that_is_said() -> None:
     made = static_case("bert")
     with pytest.raises(ModelError, match=r"with 2 of 3 layers in float .* train on the grid"):
         scan_layers(traced(made.model), made.model, made.case.rows, lambda _: 0.5, 0.1, unwatched)
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "vit"])
 def test_what_is_scanned_is_what_is_kept(family: str) -> None:
     """Points that pass numbers in a scan, and points that are not there."""
     made = static_case(family)
