@@ -30,7 +30,7 @@ from edgekit.workbench import Workbench, answers_of, encode
 if TYPE_CHECKING:
     from edgekit.devices.device import Device
     from edgekit.filemodel import FileModel
-    from edgekit.measure.proof import Expected
+    from edgekit.measure.expected import Expected
     from edgekit.model import Model
     from edgekit.preprocess import Encoded
 
@@ -198,7 +198,7 @@ class Answers:
 
     @cached_property
     def expected(self) -> "Expected":
-        from edgekit.measure.proof import Expected
+        from edgekit.measure.expected import Expected
 
         original = self.work.original
         with np.load(self.entry.path / "outputs.npz", allow_pickle=False) as archive:
@@ -221,7 +221,7 @@ def answer_originally(work: Workbench) -> Answers:
 
     def produce(folder: Path) -> None:
         from edgekit.measure import accuracy
-        from edgekit.measure.proof import per_answer
+        from edgekit.measure.expected import per_answer
 
         model = work.original
         encoded = encode(model, work.eval_rows)
