@@ -45,9 +45,9 @@ def analyze(settings: Settings, *, on_event: Callable[[Event], None] = silent) -
     Raises ModelError for what is no text model with layers, DataError for rows that do not fit.
     """
     from edgekit.filemodel import FileModel
-    from edgekit.stages import open_workbench
     from edgekit.step import Context
     from edgekit.store import Store
+    from edgekit.workbench import open_workbench
 
     work = open_workbench(settings, Store(), on_event)
     outline = work.outline

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, Tensor
+from edgekit.checkpoint import NGRAMS
 from edgekit.contents import read_contents
 from edgekit.errors import ModelError
-from edgekit.model import NGRAMS, Problem, Task, check_task
 from edgekit.preprocess import Array, NgramPreprocessor, TextPreprocessor, read_ngrams
+from edgekit.task import Problem, Task, check_task
 
 _LONGEST = 512
 _PROBE_LENGTH = 16

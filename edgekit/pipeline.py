@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit import stages
 from edgekit.budget import Outcome, Verdict, judge
 from edgekit.bundle.write import check_new, check_output, copy_folder
 from edgekit.devices.device import Device, open_device, ready
@@ -15,9 +14,16 @@ from edgekit.launch import read_launcher
 from edgekit.plan.propose import Plan
 from edgekit.project import Settings
 from edgekit.reports.write import NAMES, check_place
+from edgekit.stages.answers import Answers, answer_originally
+from edgekit.stages.bundle import bundle
+from edgekit.stages.compress import Compressed, compress
+from edgekit.stages.export import Exported, export
+from edgekit.stages.plan import make_plan
+from edgekit.stages.prove import Proof, prove, prove_elsewhere
+from edgekit.stages.report import report
 from edgekit.store import Store
 from edgekit.target import Target, load_target
-from edgekit.workbench import Workbench
+from edgekit.workbench import Workbench, open_workbench
 
 REPORT = NAMES["html"]
 
@@ -94,8 +100,8 @@ def build(
     launcher = () if launch is None else read_launcher(launch)
 
     devices = [ready(name) for name in settings.devices]
-    work = stages.open_workbench(settings, Store(), on_event)
-    plan = stages.plan(work, targets)
+    work = open_workbench(settings, Store(), on_event)
+    plan = make_plan(work, targets)
     on_event(Event("plan", "plan", plan.text()))
     if plan.misfit is not None:
         raise BudgetError(plan.misfit)
@@ -104,18 +110,18 @@ def build(
 
     if save_model is not None and not plan.steps:
         raise UsageError("no step changes this model, so there is none to save; add a --step")
-    compressed = stages.compress(work, plan, launcher=launcher, tensorboard=tensorboard)
+    compressed = compress(work, plan, launcher=launcher, tensorboard=tensorboard)
     if save_model is not None:
         copy_folder(compressed.checkpoint, save_model)
     # Converters need the most memory, so they run before anything else has taken some.
     exported = {
         target.name: [
-            stages.export(work, plan, compressed, target, format)
+            export(work, plan, compressed, target, format)
             for format in settings.formats or target.formats
         ]
         for target in targets
     }
-    answers = stages.answer_originally(work)
+    answers = answer_originally(work)
     bundles = []
     for target in targets:
         made = [
@@ -123,21 +129,21 @@ def build(
             for each in exported[target.name]
         ]
         bundles.append(_finish(work, plan, compressed, target, made))
-    report = settings.output / REPORT
-    stages.report(work, [bundle.path for bundle in bundles], report)
-    return BuildResult(plan, tuple(bundles), report)
+    place = settings.output / REPORT
+    report(work, [each.path for each in bundles], place)
+    return BuildResult(plan, tuple(bundles), place)
 
 
 def _prove(
     work: Workbench,
-    compressed: stages.Compressed,
-    answers: stages.Answers,
-    exported: stages.Exported,
+    compressed: Compressed,
+    answers: Answers,
+    exported: Exported,
     target: Target,
     devices: Sequence[Device],
-) -> stages.Proof:
+) -> Proof:
     """Prove a file here, and on every other device that the settings or the target ask for."""
-    proof = stages.prove(work, compressed, answers, exported, target)
+    proof = prove(work, compressed, answers, exported, target)
     if target.instruction_set == "gpu":
         delegate = open_device("gpu-delegate")
         missing = delegate.missing()
@@ -147,16 +153,16 @@ def _prove(
             work.on_event(Event("note", "prove", text))
     for device in devices:
         if exported.artifact.format in device.formats:
-            proof = stages.prove_elsewhere(work, compressed, exported, proof, target, device)
+            proof = prove_elsewhere(work, compressed, exported, proof, target, device)
     return proof
 
 
 def _finish(
     work: Workbench,
     plan: Plan,
-    compressed: stages.Compressed,
+    compressed: Compressed,
     target: Target,
-    made: Sequence[tuple[stages.Exported, stages.Proof]],
+    made: Sequence[tuple[Exported, Proof]],
 ) -> BundleResult:
     """Judge what was measured, and write the bundle with the verdict in it."""
     shipped = compressed.app_bytes + sum(exported.shipped_bytes for exported, _ in made)
@@ -168,7 +174,7 @@ def _finish(
         accuracy_drop=max((p.drop for _, p in made if p.drop is not None), default=None),
     )
     folder = _folder(work.settings, target)
-    stages.bundle(work, plan, compressed, target, made, shipped, verdict, folder)
+    bundle(work, plan, compressed, target, made, shipped, verdict, folder)
     return BundleResult(
         target=target.name,
         path=folder,

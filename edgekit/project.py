@@ -19,6 +19,7 @@ from edgekit.data import Columns
 from edgekit.errors import EdgekitError, OutputError, ProjectError, UsageError
 from edgekit.recipe import StepSpec, parse_step, parse_steps
 from edgekit.target import load_target, scheme_refusal, target_names
+from edgekit.task import Task
 from edgekit.toml import find_line, place, read_fields, validate
 
 FILE = "edgekit.toml"
@@ -280,8 +281,6 @@ def _project(
 
 
 def _read_task(value: str) -> str:
-    from edgekit.model import Task
-
     return _choice(value, typing.get_args(Task), "task")
 
 

@@ -62,7 +62,8 @@ def identify(reference: str) -> Source:
     if reference.startswith("sample:"):
         from edgekit import sample
 
-        return sample.identify(reference.removeprefix("sample:"))
+        digest = sample.digest(reference.removeprefix("sample:"))
+        return Source(reference, "sample", None, digest)
     path = Path(reference).expanduser()
     if path.is_dir():
         return Source(reference, "checkpoint", path, _checkpoint_digest(path))

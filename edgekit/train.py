@@ -38,10 +38,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.checkpoint import quiet
 from edgekit.errors import DataError, TrainingError, UsageError
 from edgekit.events import OnProgress, unwatched
 from edgekit.examples import Batch, Examples, collate, order_of
-from edgekit.model import quiet
 from edgekit.train_course import Course, Diverged, Report, Training
 from edgekit.train_curves import Curves
 from edgekit.train_processes import Processes, join

@@ -4,7 +4,6 @@ A build with nothing changed finds all its stages in the store and loads neither
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from edgekit.artifact import STATIC, Scheme
 from edgekit.data import Data, Rows, identify_data, label_ids, load_data
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import DataError
-from edgekit.events import Event
+from edgekit.events import Event, Sink
 from edgekit.preprocess import Encoded, ImagePreprocessor, TextReader
 from edgekit.project import Settings
 from edgekit.store import Store
@@ -50,7 +49,7 @@ class Workbench:
     settings: Settings
     source: "Source"
     store: Store
-    on_event: Callable[[Event], None]
+    on_event: Sink
 
     @cached_property
     def data_paths(self) -> tuple[str | None, str | None]:
@@ -192,6 +191,13 @@ class Workbench:
         if rows.labels is None:
             return None
         return label_ids(rows, model.labels, task=model.task, problem=model.problem, source=source)
+
+
+def open_workbench(settings: Settings, store: Store, on_event: Sink) -> Workbench:
+    """Identify the model; raises ModelError before anything is read or written."""
+    from edgekit.model import identify
+
+    return Workbench(settings, identify(settings.model), store, on_event)
 
 
 def answers_of(

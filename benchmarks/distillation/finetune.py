@@ -22,9 +22,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from edgekit import sample
+from edgekit.checkpoint import quiet
 from edgekit.data import Columns, Rows, load_data
 from edgekit.errors import ModelError
-from edgekit.model import identify, load_model, quiet, save_model
+from edgekit.model import identify, load_model, save_model
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
 from edgekit.steps.finetune.delta import apply_delta, make_delta

@@ -23,11 +23,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from edgekit import sample
+from edgekit.checkpoint import quiet
 from edgekit.data import Columns, Rows, label_ids, load_data
 from edgekit.events import OnProgress
 from edgekit.examples import Batch, Examples, token_labels
 from edgekit.measure import accuracy
-from edgekit.model import Model, identify, load_model, quiet, reference_outputs
+from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.preprocess import TextPreprocessor
 from edgekit.train import Training, train
 

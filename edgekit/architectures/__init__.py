@@ -17,8 +17,6 @@ from edgekit.structure import is_absent, sharing_copy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgekit.model import Model
-
 # transformers' model_type, or for a light student ours, and the file here that knows it.
 _FILES = {
     "albert": "albert",
@@ -114,7 +112,8 @@ class Head:
 class Architecture:
     """One family.
 
-    forward: the one clean forward of a model, for all exporters (see ``blocks``).
+    forward: the one clean forward of a ``Model``, for all exporters (see ``blocks``). Its type is
+    left open, because ``model.py`` stands on this room.
     layers: of an encoder (the task model's ``base_model``), in the order in which they run; one
     that runs twice is there twice. embeddings: of a family that reads text.
     stack: where an encoder's layers are; ``None`` where they share weights, or there are none.
@@ -138,7 +137,7 @@ class Architecture:
     has to hold the masked scores.
     """
 
-    forward: "Callable[[Model, bool], nn.Module]"
+    forward: "Callable[[Any, bool], nn.Module]"
     embeddings: Callable[[Any], Embeddings] | None = None
     layers: Callable[[Any], tuple[Layer, ...]] | None = None
     stack: "Callable[[Any], nn.ModuleList] | None" = None

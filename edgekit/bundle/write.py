@@ -23,8 +23,8 @@ from edgekit.bundle.golden import FILE as GOLDEN
 from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import FILE as MANIFEST
 from edgekit.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from edgekit.checkpoint import NGRAMS
 from edgekit.errors import BundleError, OutputError
-from edgekit.model import NGRAMS
 from edgekit.preprocess import ImagePreprocessor, NgramPreprocessor, TextPreprocessor, TextReader
 from edgekit.target import Target
 

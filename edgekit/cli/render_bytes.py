@@ -10,8 +10,9 @@ from edgekit.units import format_bytes, format_percent
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgekit.contents.attribution import Attribution, Kind
+    from edgekit.contents.attribution import Attribution
     from edgekit.contents.diff import FileDiff, LayerChange
+    from edgekit.contents.ledger import Kind
     from edgekit.difference import Comparison, Numerics
 
 _DEPTH = 3

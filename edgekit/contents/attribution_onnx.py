@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.contents.attribution import Kind, Ledger, Place, Span, settle
+from edgekit.contents.ledger import Kind, Ledger, Place, Span, settle
 from edgekit.contents.onnx import dtype_name, packed_matrices, parse_onnx, refusing
 from edgekit.contents.onnx_readers import Readers
 from edgekit.errors import ModelError

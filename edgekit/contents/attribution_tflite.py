@@ -9,9 +9,9 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.contents.attribution import Kind, Ledger, Place, Span, settle
 from edgekit.contents.flatbuffer import Buffer, Note, Table
-from edgekit.contents.operators import is_weight_type
+from edgekit.contents.graph import is_weight_type
+from edgekit.contents.ledger import Kind, Ledger, Place, Span, settle
 from edgekit.contents.places import is_fused, place_of, stem_of
 from edgekit.errors import ModelError
 from edgekit.export.tflite_graph import Kernel, type_name

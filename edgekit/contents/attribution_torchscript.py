@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 from edgekit.contents import StoredTensor
-from edgekit.contents.attribution import Kind, Ledger, Place, Span, settle
-from edgekit.contents.operators import is_weight_type
+from edgekit.contents.graph import is_weight_type
+from edgekit.contents.ledger import Kind, Ledger, Place, Span, settle
 from edgekit.contents.places import place_of
 from edgekit.contents.torchscript import opened
 

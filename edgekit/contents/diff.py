@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.contents import read_contents
-from edgekit.contents.attribution import Attribution, Part, Place, attribute
+from edgekit.contents.attribution import Attribution, attribute
+from edgekit.contents.ledger import Part, Place
 
 _WHOLE = ("embeddings", "graph", "metadata")  # places whose last name is a layer's
 _MINOR = 0.1

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.contents.onnx import load_onnx, packed_matrices, subgraphs
-from edgekit.contents.operators import (
+from edgekit.contents.graph import (
     Graph,
     Operator,
     Value,
@@ -18,6 +17,7 @@ from edgekit.contents.operators import (
     product,
     trailing,
 )
+from edgekit.contents.onnx import load_onnx, packed_matrices, subgraphs
 
 if TYPE_CHECKING:
     import onnx

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgekit.contents.attribution import Kind, Place
+from edgekit.contents.graph import is_weight_type
+from edgekit.contents.ledger import Kind, Place
 from edgekit.contents.onnx import all_nodes
-from edgekit.contents.operators import is_weight_type
 from edgekit.contents.places import place_of, stem_of
 
 if TYPE_CHECKING:

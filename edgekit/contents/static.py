@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.contents import read_contents
-from edgekit.contents.operators import Graph, Operator, Value, read_graph
+from edgekit.contents.graph import Graph, Operator, Value
+from edgekit.contents.operators import read_graph
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgekit.contents.operators import (
+from edgekit.contents.graph import (
     Graph,
     Operator,
     Value,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekit.contents.attribution import Attribution, Kind, Part
+from edgekit.contents.attribution import Attribution
+from edgekit.contents.ledger import Kind, Part
 
 _NUMBERED = re.compile(r"([^/]*) (\d{1,9})( / |$)", re.ASCII)
 _OUTSIDE = ("operators", "graph", "metadata", "padding")  # listed behind the model's own modules

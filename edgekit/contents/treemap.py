@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekit.contents.attribution import Attribution, Part
+from edgekit.contents.attribution import Attribution
+from edgekit.contents.ledger import Part
 from edgekit.contents.tree import Branch, tree
 from edgekit.errors import OutputError
 from edgekit.units import format_bytes, format_percent

@@ -27,9 +27,10 @@ from edgekit.artifact import FLOAT_SCHEMES, STATIC, Artifact, Scheme
 from edgekit.errors import ExportError, ModelError
 from edgekit.export.lengths import default_lengths
 from edgekit.export.tflite_any_length import graph_for_any_length
+from edgekit.export.tflite_artifact import program_of, write_artifact
 from edgekit.export.tflite_convert import convert, name_tensors
-from edgekit.export.tflite_file import read_program, write_program
-from edgekit.export.tflite_graph import Graph, Program, Signature, describe, type_name
+from edgekit.export.tflite_file import read_program
+from edgekit.export.tflite_graph import Graph, Program, type_name
 from edgekit.export.tflite_lengths import (
     CannotLearnError,
     Pattern,
@@ -40,7 +41,6 @@ from edgekit.export.tflite_lengths import (
     unmistakable,
 )
 from edgekit.export.tflite_light import is_light, light_graph
-from edgekit.export.tracing import output_name
 from edgekit.model import Model, as_exported, export_forward
 from edgekit.preprocess import ImagePreprocessor, TextReader
 
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
     from edgekit.steps.quantize.points import Traced
 
-_FILE = "model.tflite"
-_ONLY = "serving_default"
 _MASK = "attention_mask"
 # Describes the converter's file, not ours: which runtime its operators asked for.
 _STALE_METADATA = ("min_runtime_version", "keep_stablehlo_constant")
@@ -78,33 +76,13 @@ def export_tflite(
     """
     static = _marked(model, scheme) if scheme in STATIC else None
     graphs = _graphs(model, scheme, sorted(set(lengths)), any_length, static)
-    program = _program(model, graphs)
+    program = program_of(model, graphs)
     fixed = tuple(length for length in graphs if length)
     if beside is not None:
-        _write(program if static is None else _plain(program), beside, "fp32", fixed)
+        write_artifact(program if static is None else _plain(program), beside, "fp32", fixed)
     if static is not None:
         _make_integer(program, static, model, integer_ends)
-    return _write(program, out, scheme, fixed)
-
-
-def export_graphs(model: Model, graphs: Mapping[int, Graph], out: Path, scheme: Scheme) -> Artifact:
-    """Write graphs of the model, by their length, as ``export_tflite`` does."""
-    fixed = tuple(length for length in graphs if length)
-    return _write(_program(model, graphs), out, scheme, fixed)
-
-
-def _program(model: Model, graphs: Mapping[int, Graph]) -> Program:
-    names = (*model.inputs, output_name(model))
-    signatures = [
-        Signature(
-            f"length_{length}" if len(graphs) > 1 else _ONLY,
-            graph,
-            dict(zip(names, graph.inputs, strict=False)),
-            {names[-1]: graph.outputs[0]},
-        )
-        for length, graph in graphs.items()
-    ]
-    return Program(list(graphs.values()), signatures)
+    return write_artifact(program, out, scheme, fixed)
 
 
 def _plain(program: Program) -> Program:
@@ -141,7 +119,7 @@ def quantize_tflite_file(source: Path, out: Path, *, scheme: Scheme) -> Artifact
         program.metadata.pop(name, None)
     if scheme != "fp32":
         _check_float32(program, source)
-    artifact = _write(program, out, scheme, ())
+    artifact = write_artifact(program, out, scheme, ())
     if scheme != "fp32" and artifact.bytes >= source.stat().st_size:
         artifact.path.unlink()
         raise ModelError(f"{source} holds no weights that {scheme} makes smaller; ship it as is")
@@ -234,19 +212,3 @@ def _check_float32(program: Program, source: Path) -> None:
                 raise ModelError(f"{source} is quantized already: see {tensor.name}; {mend}")
             if tensor.data is not None and type_name(tensor.type) == "float16":
                 raise ModelError(f"{source} is in half precision: see {tensor.name}; {mend}")
-
-
-def _write(program: Program, out: Path, scheme: Scheme, lengths: tuple[int, ...]) -> Artifact:
-    if scheme == "fp16":
-        from edgekit.export.tflite_fp16 import halve_weights
-
-        halve_weights(program)
-    elif scheme != "fp32":
-        from edgekit.export.tflite_weights import quantize_weights
-
-        quantize_weights(program, scheme)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / _FILE
-    write_program(program, path)
-    inputs, outputs = describe(program)
-    return Artifact(path, "tflite", scheme, inputs, outputs, lengths)

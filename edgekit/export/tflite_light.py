@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.export.tflite_artifact import export_graphs
 from edgekit.export.tflite_graph import Graph, Operator, Tensor, constant, operator, schema
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ def light_graph(model: Model, length: int) -> Graph:
 
 def written_bytes(model: Model, scheme: Scheme, lengths: Sequence[int]) -> int:
     """Bytes of the file, by writing it with made-up weights where the model's are meta."""
-    from edgekit.export.tflite import export_graphs
-
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         graphs = {length: light_graph(model, length) for length in lengths or (0,)}
         return export_graphs(model, graphs, Path(folder), scheme).bytes

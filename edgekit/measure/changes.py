@@ -7,7 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,8 @@ import numpy.typing as npt
 from edgekit.data import Rows
 from edgekit.measure import accuracy
 from edgekit.measure.evidence import Changes, ClassCount, Confusion, Example, Kind
+from edgekit.measure.expected import Expected
 from edgekit.preprocess import Encoded
-
-if TYPE_CHECKING:
-    from edgekit.measure.proof import Expected
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +46,7 @@ class _Answers:
 
 
 def changes(
-    outputs: npt.NDArray[np.float32], expected: "Expected", rows: Rows, encoded: Encoded
+    outputs: npt.NDArray[np.float32], expected: Expected, rows: Rows, encoded: Encoded
 ) -> Changes:
     """The file's outputs [M, …], one for each answer, against the original's."""
     answers = _answers(outputs, expected)
@@ -84,7 +82,7 @@ def _shared(order: Sequence[int], kinds: Mapping[int, Kind]) -> list[int]:
     return [*kept, *rest[: _EXAMPLES - len(kept)]]
 
 
-def _answers(outputs: Array, expected: "Expected") -> _Answers:
+def _answers(outputs: Array, expected: Expected) -> _Answers:
     task, problem, names = expected.task, expected.problem, expected.label_names
     ours = accuracy.predict(outputs, task, problem)
     theirs = accuracy.predict(expected.outputs, task, problem)
@@ -137,7 +135,7 @@ def _answers(outputs: Array, expected: "Expected") -> _Answers:
     )
 
 
-def _truth(expected: "Expected") -> Array | None:
+def _truth(expected: Expected) -> Array | None:
     """Gold labels, one for each answer."""
     if expected.labels is None:
         return None
@@ -146,7 +144,7 @@ def _truth(expected: "Expected") -> Array | None:
     return np.asarray(expected.labels)
 
 
-def _classes(outputs: Array, expected: "Expected", changed: Array) -> dict[str, Any]:
+def _classes(outputs: Array, expected: Expected, changed: Array) -> dict[str, Any]:
     """Counts of each class with a changed answer, and the confusion of the first (rule 3)."""
     truth = _truth(expected)
     single = expected.problem not in ("multi-label", "regression")

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.contents.operators import Graph, read_graph
+from edgekit.contents.graph import Graph
+from edgekit.contents.operators import read_graph
 from edgekit.measure.parity import TOLERANCE
 from edgekit.preprocess import Encoded
 

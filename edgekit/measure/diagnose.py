@@ -11,8 +11,8 @@ from edgekit.artifact import Artifact
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import EdgekitError
 from edgekit.filemodel import FileModel
+from edgekit.measure.expected import per_answer
 from edgekit.measure.parity import TOLERANCE, compare
-from edgekit.measure.proof import per_answer
 from edgekit.preprocess import Encoded
 
 if TYPE_CHECKING:

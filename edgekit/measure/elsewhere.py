@@ -7,9 +7,9 @@ from edgekit.artifact import Artifact
 from edgekit.devices.device import Device
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import ProofError
+from edgekit.measure.expected import per_answer
 from edgekit.measure.golden import pick_rows
 from edgekit.measure.parity import Difference, compare, too_far
-from edgekit.measure.proof import per_answer
 from edgekit.preprocess import Encoded
 from edgekit.target import Target
 

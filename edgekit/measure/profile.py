@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekit.artifact import Artifact
-from edgekit.contents.operators import Graph, Value, origins, read_graph
+from edgekit.contents.graph import Graph, Value, origins
+from edgekit.contents.operators import read_graph
 from edgekit.contents.places import layer_of
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST

@@ -8,8 +8,8 @@ runtime is imported.
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from edgekit.errors import DeviceError
 from edgekit.measure import accuracy
 from edgekit.measure.changes import changes
 from edgekit.measure.evidence import FileEvidence, Profile, lengths_of, memory_of, profile_of
+from edgekit.measure.expected import Expected, per_answer
 from edgekit.measure.golden import golden_rows, pick_rows
 from edgekit.measure.latency import summarize
 from edgekit.measure.measurement import above_empty, middle_length
@@ -37,22 +38,6 @@ _VARIANT = 32
 _LATENCY_ROWS = 256
 # How long operators are timed.
 _PROFILE_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The original's answers: what a file is held against.
-
-    outputs: [N, …]; for token classification [words, classes], the words of all rows in a row.
-    labels: gold labels aligned with outputs, or ``None`` when there are none.
-    """
-
-    task: str
-    problem: str | None
-    outputs: npt.NDArray[np.float32]
-    labels: Any | None
-    label_names: tuple[str, ...]
-    scores: Mapping[str, float]
 
 
 def prove(
@@ -199,20 +184,6 @@ def _score_some(
         encoded=encoded.rows(list(rows)),
     )
     return scores[accuracy.primary_metric(expected.task, expected.problem)]
-
-
-def per_answer(outputs: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
-    """One row per answer: token outputs [N, L, C] become the first sub-words' [words, C].
-
-    A word that was cut off answers zeros, on every side of a comparison.
-    """
-    if encoded.word_starts is None:
-        return outputs
-    words = [
-        np.where(starts[:, None] >= 0, row[starts], np.float32(0))
-        for row, starts in zip(outputs, encoded.word_starts, strict=True)
-    ]
-    return np.concatenate(words)
 
 
 def _bits(flags: npt.NDArray[np.bool_]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, Scheme
-from edgekit.contents.operators import Operator, Value, origins, read_graph
+from edgekit.contents.graph import Operator, Value, origins
+from edgekit.contents.operators import read_graph
 from edgekit.devices.device import Device
 from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent

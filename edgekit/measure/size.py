@@ -6,7 +6,8 @@ from pathlib import Path
 
 from edgekit.artifact import Artifact, Scheme
 from edgekit.contents import Contents
-from edgekit.contents.operators import multiplied, read_graph
+from edgekit.contents.graph import multiplied
+from edgekit.contents.operators import read_graph
 from edgekit.errors import ProofError
 
 # What each scheme stores its weights as: matrices as the first, tables and filters as the last.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import FLOAT_SCHEMES, MATRIX_BITS, STATIC, Format, Scheme
 from edgekit.contents import read_contents
-from edgekit.contents.operators import multiplied, read_graph
+from edgekit.contents.graph import multiplied
+from edgekit.contents.operators import read_graph
 from edgekit.errors import ExportError
 from edgekit.export.onnx_weights import BLOCK
 from edgekit.export.packing import table_bits

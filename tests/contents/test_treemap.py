@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.cli import run
-from edgekit.contents.attribution import Attribution, Part, attribute
+from edgekit.contents.attribution import Attribution, attribute
+from edgekit.contents.ledger import Part
 from edgekit.contents.tree import rows, tree
 from edgekit.contents.treemap import treemap
 from tests.contents.model_files import onnx_stack

@@ -24,7 +24,7 @@ from edgekit.measure.evidence import (
     lengths_of,
     memory_of,
 )
-from edgekit.measure.proof import Expected
+from edgekit.measure.expected import Expected
 from edgekit.preprocess import Encoded
 from edgekit.target import load_target
 

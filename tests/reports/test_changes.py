@@ -6,7 +6,7 @@ import pytest
 from edgekit.data import Rows
 from edgekit.measure.changes import changes
 from edgekit.measure.evidence import lengths_of
-from edgekit.measure.proof import Expected, per_answer
+from edgekit.measure.expected import Expected, per_answer
 from edgekit.preprocess import Encoded
 
 NAMES = tuple("abcdefghijklmn")

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekit.checkpoint import check_finite, quiet
 from edgekit.errors import ModelError, RecipeError
 from edgekit.examples import IGNORED
-from edgekit.model import Model, check_finite, identify, load_model, quiet
+from edgekit.model import Model, identify, load_model
 from edgekit.steps.distill.teachers import common_rows
 
 _SHARE = 0.15

@@ -137,7 +137,7 @@ class Student:
         """Rule 2."""
         import torch
 
-        from edgekit.model import quiet
+        from edgekit.checkpoint import quiet
 
         whole: Any = model.module
         device = next(whole.parameters()).device

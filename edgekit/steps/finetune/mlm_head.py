@@ -37,7 +37,7 @@ def gap_filler(model: Model, seed: int) -> tuple[nn.Module, str]:
     import torch
     from torch import nn
 
-    from edgekit.model import quiet
+    from edgekit.checkpoint import quiet
 
     module: Any = model.module
     with quiet(), torch.random.fork_rng(devices=[]):

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekit.steps.quantize.points import PRODUCTS, Traced, tensor_of
+from edgekit.steps.quantize.graph import PRODUCTS, tensor_of
+from edgekit.steps.quantize.points import Traced
 
 Batches = Sequence[tuple[Tensor, ...]]
 

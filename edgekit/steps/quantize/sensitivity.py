@@ -108,7 +108,7 @@ def drop_in(model: Model, encoded: Encoded, labels: LabelIds | None) -> Callable
     differ. The model is in float, as it came.
     """
     from edgekit.measure import accuracy
-    from edgekit.measure.proof import per_answer
+    from edgekit.measure.expected import per_answer
     from edgekit.model import reference_outputs
 
     reference = reference_outputs(model, encoded)

@@ -21,8 +21,9 @@ from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextReader
 from edgekit.steps.needs import need_float
 from edgekit.steps.quantize.fake import Table, Weight
+from edgekit.steps.quantize.graph import tensor_of
 from edgekit.steps.quantize.grid import Grid, quantize, quantize_int8
-from edgekit.steps.quantize.points import Traced, tensor_of, trace
+from edgekit.steps.quantize.points import Traced, trace
 
 if TYPE_CHECKING:
     from edgekit.step import Context

@@ -14,7 +14,7 @@ from edgekit.data import Rows
 from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.recipe import parse_step
-from edgekit.stages import _step_fields
+from edgekit.stages.stage import step_fields
 from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
 from edgekit.steps.prune.banks import Bank, contrast, summaries
@@ -209,9 +209,9 @@ def test_there_is_a_bank_of_the_pretrained_encoder_and_of_the_original(whole: Do
 def test_the_checkpoint_that_a_step_names_belongs_to_its_key(tmp_path: Path) -> None:
     spec = parse_step(f"prune-contrastive:pretrained={tmp_path}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    before = _step_fields(spec)
+    before = step_fields(spec)
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert before != _step_fields(spec)
+    assert before != step_fields(spec)
 
 
 @pytest.mark.parametrize(
