@@ -55,12 +55,17 @@ def small_heap() -> None:
 
 
 @pytest.fixture(autouse=True)
-def torchlib_once() -> None:
-    """torch reads the source of every operator that ONNX has for it, a second each conversion."""
-    found = sys.modules.get("torch.onnx._internal.exporter._registration")
-    if found is not None and not hasattr(found.ONNXRegistry.from_torchlib, "cache_info"):
-        once = functools.cache(found.ONNXRegistry.from_torchlib)
-        found.ONNXRegistry.from_torchlib = staticmethod(once)
+def converters_look_once() -> None:
+    """What torch looks up anew for each conversion, a second or two each time."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is not None:
+        registry = registration.ONNXRegistry
+        if not hasattr(registry.from_torchlib, "cache_info"):
+            registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+    exporting = sys.modules.get("torch._export.utils")
+    if exporting is not None and not hasattr(exporting._materialize_cpp_cia_ops, "cache_info"):
+        once = functools.cache(exporting._materialize_cpp_cia_ops)
+        exporting._materialize_cpp_cia_ops = once
 
 
 @pytest.fixture(scope="session")
