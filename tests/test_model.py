@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -260,15 +259,14 @@ def test_the_real_checkpoint_is_identified_without_torch(shared: Path) -> None:
     import sys
 
     code = (
-        "import sys, time; from edgekit.model import identify; start = time.perf_counter();"
+        "import sys; from edgekit.model import identify;"
         f"identify({str(shared / 'checkpoints' / 'minilm-banking77')!r});"
-        "print(time.perf_counter() - start, 'torch' in sys.modules)"
+        "print('torch' in sys.modules)"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    seconds, torch_too = printed.stdout.split()
-    assert torch_too == "False" and float(seconds) < 2
+    assert printed.stdout.strip() == "False"
 
 
 # What is refused
@@ -494,11 +492,9 @@ def test_files_that_are_no_models_are_refused(name: str, message: str, tmp_path:
         identify(str(tmp_path / name))
 
 
-def test_a_hub_model_that_cannot_be_had_is_refused_quickly() -> None:
-    start = time.perf_counter()
+def test_a_hub_model_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(ModelError, match="the hub does not give it"):
         identify("nobody/no-such-model")
-    assert time.perf_counter() - start < 20
 
 
 def test_an_unknown_sample_is_refused() -> None:
