@@ -196,7 +196,7 @@ def test_an_embedding_loses_its_first_directions_and_loads_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
 def test_the_exported_file_gives_the_projected_answers(format: Any, tmp_path: Path) -> None:
     whole, data = model(tmp_path, "bert", "sentence-embedding"), rows()
     made = applied(Postprocess("all-but-the-top", 2), whole, data, tmp_path)

@@ -67,7 +67,7 @@ def test_sliced_is_masked_and_loads_again(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+@pytest.mark.parametrize("format", ["tflite", "torchscript"])
 def test_an_exported_classifier_reads_fewer_neurons(format: Any, tmp_path: Path) -> None:
     whole = model(tmp_path)
     sliced = whole.with_module(slice_neurons(whole, [0, 3, 4, 9, 17]), "by hand")

@@ -30,7 +30,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 64, "hidden_dim": 96},
     "albert": {"hidden_size": 64, "intermediate_size": 96},
 }
-OTHERS = [family for family in SIZES if family != "bert"]
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("neural_compressor") is None, reason="needs the extra rounding"
 )
@@ -72,9 +71,9 @@ def _integers(weight: torch.Tensor, top: int, block: int | None) -> np.ndarray:
 @pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)]
+    ("format", "block", "family"),
+    [("onnx", 32, "bert"), ("onnx", 32, "albert"), ("tflite", None, "distilbert")],
 )
-@pytest.mark.parametrize(("format", "block"), [("onnx", 32), ("tflite", None)])
 def test_a_file_holds_the_very_integers_that_gptq_chose(
     format: Format, block: int | None, family: str, tmp_path: Path
 ) -> None:
