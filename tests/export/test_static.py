@@ -31,10 +31,12 @@ STEPS = {"resnet": 2, "mobilenet_v2": 60, "mobilebert": 16, "xlnet": 16}
 # A step of 16 bits is 256 times as fine; kernels scale in 16 bits, and look softmax up in a table.
 STEPS_16 = {"resnet": 8, "vit": 128, "mobilenet_v2": 512}
 SOME = (("bert", "text-classification"), ("resnet", "image-classification"))
-# The graphs of ALBERT, of a ViT's encoder, and of other tasks are BERT's.
+# The graphs of other tasks are BERT's, less its end.
 each_family = each_case(
     cases=(
         *SOME,
+        ("albert", "text-classification"),
+        ("vit", "image-classification"),
         ("xlnet", "text-classification"),
         ("mobilebert", "text-classification"),
     )

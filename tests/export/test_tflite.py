@@ -293,6 +293,7 @@ def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> N
     [
         ("albert", "sentence-embedding"),
         ("mobilebert", "text-classification"),
+        ("mpnet", "text-classification"),
         ("roberta", "text-classification"),
         ("xlnet", "text-classification"),
         ("bert", "token-classification"),
@@ -304,7 +305,7 @@ def test_every_family_answers_like_torch(family: str, task: str, tmp_path: Path)
     expected = reference_outputs(model, rows)
     artifact = export_tflite(model, tmp_path, scheme="fp32", lengths=[16, 24, 48], any_length=True)
     # Relative positions, and MobileBERT's neighbours, need fixed lengths.
-    assert bool(artifact.lengths) == (family in ("mobilebert", "xlnet"))
+    assert bool(artifact.lengths) == (family in ("mobilebert", "mpnet", "xlnet"))
     for found, wanted, length in zip(
         run_all(artifact.path, rows, model.inputs), expected, rows.lengths, strict=True
     ):

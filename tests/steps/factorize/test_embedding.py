@@ -124,7 +124,7 @@ def test_the_documented_lines_load_it_without_edgekit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
 def test_files_answer_alike(format: Any, tmp_path: Path) -> None:
     from tests.export import test_onnx, test_torchscript
     from tests.export.test_tflite import run_all

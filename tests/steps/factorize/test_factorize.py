@@ -326,14 +326,17 @@ def test_onnx_and_tflite_answer_alike_static_ones_too(
 @pytest.mark.parametrize(
     ("format", "scheme"),
     [
+        ("onnx", "fp32"),
         ("onnx", "int8-dynamic"),
         ("tflite", "int8-dynamic"),
         ("torchscript", "fp32"),
+        ("torchscript", "int8-dynamic"),
     ],
 )
 def test_prediction_is_near(format: Any, scheme: Any, tmp_path: Path) -> None:
     """Of a model of real width, whose numbers are drawn: bytes do not depend on them."""
-    model_of(tmp_path / "whole", 1, 384)
+    # A factor that one layer alone reads, float ONNX keeps as the transpose of the other.
+    model_of(tmp_path / "whole", 2 if (format, scheme) == ("onnx", "fp32") else 1, 384)
     source = identify(str(tmp_path / "whole"))
     model = factorized(load_model(source, meta=True), method="III", left_rank=96, right_rank=128)
     predicted = predicted_bytes(model, format, scheme, ())
