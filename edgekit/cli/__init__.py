@@ -6,6 +6,7 @@ Exit codes: 0 pass, 1 a budget or proof failed, 2 wrong usage or input, 3 inconc
 
 import contextlib
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,54 +15,51 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import (
-    analyze,
-    bench,
-    build,
-    cache,
-    delta,
-    devices,
-    diff,
-    doctor,
-    gate,
-    init,
-    inspect,
-    join,
-    report,
-    steps,
-    targets,
-    verify,
-)
 from edgekit.errors import EdgekitError
 
-# With rich's markup the help takes twice the time.
-app = typer.Typer(
-    name="edgekit",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("init")(init.run)
-app.command("build")(build.run)
-app.command("verify")(verify.run)
-app.command("bench")(bench.run)
-app.command("gate")(gate.run)
-app.command("inspect")(inspect.run)
-app.command("diff")(diff.run)
-app.command("report")(report.run)
-app.command("analyze")(analyze.run)
-app.command("join")(join.run)
-app.command("delta")(delta.make)
-app.command("apply-delta")(delta.apply)
-app.command("targets")(targets.run)
-app.command("steps")(steps.run)
-app.command("doctor")(doctor.run)
-app.add_typer(devices.app, name="devices")
-app.add_typer(cache.app, name="cache")
+# By name, the function or the app of its own; a module is imported when its command is asked for.
+_COMMANDS = {
+    "init": "init:run",
+    "build": "build:run",
+    "verify": "verify:run",
+    "bench": "bench:run",
+    "gate": "gate:run",
+    "inspect": "inspect:run",
+    "diff": "diff:run",
+    "report": "report:run",
+    "analyze": "analyze:run",
+    "join": "join:run",
+    "delta": "delta:make",
+    "apply-delta": "delta:apply",
+    "targets": "targets:run",
+    "steps": "steps:run",
+    "doctor": "doctor:run",
+    "devices": "devices:app",
+    "cache": "cache:app",
+}
 
 
-@app.callback(invoke_without_command=True)
+def parser(name: str | None = None) -> typer.Typer:
+    """The command line; with the command ``name`` alone where there is one."""
+    # With rich's markup the help takes twice the time.
+    app = typer.Typer(
+        name="edgekit",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(edgekit)
+    for each in [name] if name in _COMMANDS else _COMMANDS:
+        module, _, attribute = _COMMANDS[each].partition(":")
+        command = getattr(importlib.import_module(f"edgekit.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=each)
+        else:
+            app.command(each)(command)
+    return app
+
+
 def edgekit(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -84,6 +82,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code. Every failure is one sentence on stderr."""
     try:
+        app = parser(arguments[0] if arguments else None)
         return int(app(list(arguments), prog_name="edgekit", standalone_mode=False) or 0)
     except EdgekitError as error:
         return _say(str(error), error.exit_code)

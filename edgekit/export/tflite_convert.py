@@ -67,17 +67,31 @@ def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...]) -> Graph:
 def _convert(
     forward: nn.Module, samples: tuple[torch.Tensor, ...], program: ExportedProgram, path: Path
 ) -> None:
-    """Let litert-torch 0.10, which takes modules alone, work with the program that we have."""
+    """Let litert-torch 0.10, which takes modules alone, work with the program that we have.
+
+    It breaks operators up twice, each time as long as all the rest takes. The passes between are
+    about the layout of pictures: without a convolution the second time gives the same file.
+    """
     import litert_torch
     import torch
+    from litert_torch._convert import core
 
-    own_export = torch.export.export
+    own_export, own_signature = torch.export.export, core.export_torch_signature
+    twice = any(str(node.target).startswith("aten.conv") for node in program.graph.nodes)
 
     def export(module: nn.Module, *args: Any, **kwargs: Any) -> ExportedProgram:
         return program if module is forward else own_export(module, *args, **kwargs)
 
+    def export_signature(signature: Any, **options: Any) -> ExportedProgram:
+        made: ExportedProgram = own_signature(signature, **options, run_decompositions=twice)
+        return made
+
     litert_torch.progress.config.show_progress = False
-    with torch.no_grad(), mock.patch.object(torch.export, "export", export):
+    with (
+        torch.no_grad(),
+        mock.patch.object(torch.export, "export", export),
+        mock.patch.object(core, "export_torch_signature", export_signature),
+    ):
         litert_torch.convert(
             forward, samples, lightweight_conversion=True, runtime_constant_folding=False
         ).export(str(path))

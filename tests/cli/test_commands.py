@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgekit import __version__
-from edgekit.cli import app, render, run
+from edgekit.cli import parser, render, run
 from edgekit.events import Event
 from edgekit.project import load_project
 from edgekit.store import Store
@@ -170,7 +170,7 @@ def test_init_takes_flags(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_init_asks(here: Path) -> None:
     answers = "org/model\ntrain.csv\n\nios-arm64 web-wasm\n20MB\n"
-    result = CliRunner().invoke(app, ["init"], input=answers)
+    result = CliRunner().invoke(parser(), ["init"], input=answers)
     assert result.exit_code == 0, result.output
     project = load_project(here)
     assert (project.model, project.data, project.eval) == ("org/model", "train.csv", None)
@@ -180,13 +180,13 @@ def test_init_asks(here: Path) -> None:
 
 
 def test_init_takes_the_proposed_answers(here: Path) -> None:
-    assert CliRunner().invoke(app, ["init"], input="\n\n\n").exit_code == 0
+    assert CliRunner().invoke(parser(), ["init"], input="\n\n\n").exit_code == 0
     project = load_project(here)
     assert (project.model, project.targets) == ("sample:banking77", ("android-arm64",))
 
 
 def test_init_without_anybody_to_ask(here: Path) -> None:
-    result = CliRunner().invoke(app, ["init"], input="")
+    result = CliRunner().invoke(parser(), ["init"], input="")
     assert "give flags" in str(result.exception)
     assert not (here / "edgekit.toml").exists()
 
