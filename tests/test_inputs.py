@@ -11,6 +11,7 @@ import edgekit
 from edgekit.errors import EdgekitError, ModelError, RecipeError, UsageError
 from tests.tiny import tiny_checkpoint
 from tests.tiny_data import table_file, texts
+from tests.tiny_project import plain_module
 
 TASKS: dict[str, dict[str, Any]] = {
     "multi-label": {"problem": "multi-label"},
@@ -113,18 +114,8 @@ def test_a_picture_model_takes_and_gives_integers(tmp_path: Path) -> None:
     assert "Feed `pixel_values` int8 [1, 3, 32, 32]" in (bundle / "README.md").read_text()
 
 
-MODULE = """
-import torch
-
-def small():
-    torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 5))
-    return module, {"features": torch.randn(8, 64)}
-"""
-
-
 def test_a_plain_module_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(MODULE)
+    plain_module(tmp_path)
     monkeypatch.chdir(tmp_path)
     edgekit.build("mine:small", target="linux-x86_64", output="dist")
     manifest = _check(tmp_path / "dist" / "linux-x86_64", "model.onnx")
@@ -194,7 +185,7 @@ def test_tflite_and_torchscript_files_are_models_too(
 def test_a_file_of_arrays_proves_a_plain_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(MODULE)
+    plain_module(tmp_path)
     np.savez(tmp_path / "eval.npz", features=np.random.default_rng(0).normal(size=(32, 64)))
     monkeypatch.chdir(tmp_path)
     result = edgekit.build("mine:small", eval="eval.npz", target="linux-x86_64", output="dist")

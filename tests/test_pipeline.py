@@ -26,7 +26,7 @@ from edgekit.events import Event
 from edgekit.pipeline import BuildResult
 from tests.export.test_onnx import session as onnx_session
 from tests.tiny import tiny_checkpoint
-from tests.tiny_project import TinyProject, tiny_project
+from tests.tiny_project import TinyProject, plain_module, tiny_project
 
 
 @pytest.fixture(scope="module")
@@ -438,45 +438,51 @@ def test_a_file_that_strays_is_refused_with_the_stage_that_left_first(
     assert not (tmp_path / "dist").exists()
 
 
-def _command(project: TinyProject, output: Path) -> list[str]:
-    flags = ["--data", str(project.train), "--eval", str(project.eval), "--output", str(output)]
-    return [
-        *(sys.executable, "-m", "edgekit", "build", str(project.checkpoint)),
-        *("--target", "linux-x86_64", *flags),
-    ]
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plain module, which a process of its own builds soonest."""
+    folder = tmp_path_factory.mktemp("plain")
+    plain_module(folder)
+    return folder
+
+
+def _command(output: Path) -> list[str]:
+    flags = ["--target", "linux-x86_64", "--output", str(output)]
+    return [sys.executable, "-m", "edgekit", "build", "mine:small", *flags]
 
 
 @pytest.mark.slow
 def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(
-    built_onnx: Path, project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an export, and of a proof."""
-    expected = (built_onnx / "linux-x86_64" / "model.onnx").read_bytes()
+    monkeypatch.chdir(plain)
+    edgekit.build("mine:small", target="linux-x86_64", output=tmp_path / "expected")
+    expected = (tmp_path / "expected" / "linux-x86_64" / "model.onnx").read_bytes()
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "killed"))
     output = tmp_path / "dist"
     for done in ("loading", "running the fp32 original"):
-        with subprocess.Popen(
-            _command(project, output), stdout=subprocess.PIPE, text=True
-        ) as process:
+        with subprocess.Popen(_command(output), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert any(done in line for line in process.stdout)
             time.sleep(1)
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert not (output / "linux-x86_64").exists()
-    subprocess.run(_command(project, output), check=True, capture_output=True)
+    subprocess.run(_command(output), check=True, capture_output=True)
     assert (output / "linux-x86_64" / "model.onnx").read_bytes() == expected
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow
 def test_two_builds_at_once_both_succeed(
-    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(plain)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     processes = [
         subprocess.Popen(
-            _command(project, tmp_path / "dist"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            _command(tmp_path / "dist"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         for _ in range(2)
     ]
@@ -489,7 +495,7 @@ def test_two_builds_at_once_both_succeed(
 @pytest.mark.slow
 @pytest.mark.parametrize("full", ["dist", "cache"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
-    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
     """On a real small disk, in a mount namespace of its own."""
     alone = ["unshare", "--map-root-user", "--mount"]
@@ -497,16 +503,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         pytest.skip("this machine lets no process mount a disk of its own")
     if full == "cache":
         monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    disk = tmp_path / full
+    disk, left = tmp_path / full, tmp_path / "left"
     disk.mkdir()
-    inside = 'mount -t tmpfs -o size=64k none "$0" && "$@"; code=$?; ls -A "$0" >left; exit $code'
-    command = [*alone, "sh", "-c", inside, str(disk), *_command(project, tmp_path / "dist")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    inside = (
+        'disk=$1 left=$2; shift 2; mount -t tmpfs -o size=24k none "$disk" && "$@"; code=$?; '
+        'ls -A "$disk" >"$left"; exit $code'
+    )
+    command = [*alone, "sh", "-c", inside, "sh", str(disk), str(left), *_command(tmp_path / "dist")]
+    done = subprocess.run(command, cwd=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("edgekit: ") and "full" in last
-    left = (tmp_path / "left").read_text()
-    assert left == "" if full == "dist" else "prove" not in left
+    assert left.read_text() == "" if full == "dist" else "prove" not in left.read_text()
     assert not list((tmp_path / "dist").glob("*"))
 
 

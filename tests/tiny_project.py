@@ -15,6 +15,15 @@ from edgekit.model import identify, load_model, reference_outputs, save_model
 from edgekit.workbench import encode
 from tests.tiny import WORDS, tiny_checkpoint
 
+_MODULE = """
+import torch
+
+def small():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 5))
+    return module, {"features": torch.randn(8, 64)}
+"""
+
 
 @dataclass(frozen=True)
 class TinyProject:
@@ -24,10 +33,10 @@ class TinyProject:
 
 
 def tiny_project(
-    folder: Path, family: str = "bert", *, rows: int = 60, seed: int = 0
+    folder: Path, family: str = "bert", *, rows: int = 60, seed: int = 0, layers: int = 1
 ) -> TinyProject:
     """Text classification whose labels are the model's own answers, so that it is always right."""
-    checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=seed)
+    checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=seed, layers=layers)
     model = load_model(identify(str(checkpoint)))
     # Training text uses half of the words, so that there is something to trim.
     texts = [*random_texts(rows, seed, WORDS[:30]), *random_texts(rows, seed + 1, WORDS)]
@@ -54,3 +63,9 @@ def random_texts(count: int, seed: int, words: Sequence[str]) -> list[str]:
     while len(found) < count:
         found[" ".join(chooser.choices(words, k=chooser.randint(1, 20)))] = None
     return list(found)
+
+
+def plain_module(folder: Path) -> str:
+    """A module of no family in ``mine.py``, and what the command line calls it from there."""
+    (folder / "mine.py").write_text(_MODULE)
+    return "mine:small"

@@ -29,8 +29,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     from safetensors.numpy import load_file, save_file
 
     folder = tmp_path_factory.mktemp("two")
-    base = tiny_checkpoint(folder / "first", "bert", hidden_size=64, num_attention_heads=4)
-    other = tiny_checkpoint(folder / "second", "bert", hidden_size=64, num_attention_heads=4)
+    base = tiny_checkpoint(
+        folder / "first", "bert", hidden_size=64, num_attention_heads=4, layers=1
+    )
+    other = tiny_checkpoint(
+        folder / "second", "bert", hidden_size=64, num_attention_heads=4, layers=1
+    )
     tensors = load_file(other / "model.safetensors")
     for name in tensors:
         if name.endswith(".bias") or name.startswith("classifier."):

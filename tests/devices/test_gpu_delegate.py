@@ -117,7 +117,7 @@ def both(artifact: Artifact, encoded: Encoded, device: GpuDelegate) -> tuple[Any
     [
         ("bert", "text-classification"),
         ("xlnet", "token-classification"),
-        ("mobilenet_v2", "image-classification"),
+        ("resnet", "image-classification"),
     ],
 )
 def test_every_operator_is_delegated_and_right(

@@ -11,10 +11,10 @@ from edgekit.errors import ProofError
 from edgekit.export import export_artifact
 from edgekit.measure.integers import check_integers
 from edgekit.model import Model, identify, load_model
-from edgekit.recipe import parse_step
-from edgekit.step import Context, apply_steps
 from edgekit.steps.quantize.grid import quantize
-from edgekit.steps.quantize.static import integer_weights, traced
+from edgekit.steps.quantize.static import integer_weights, traced_once
+from tests.static_cases import calibrated as calibrate
+from tests.static_cases import static_case
 from tests.tiny import tiny_checkpoint, tiny_texts
 
 
@@ -24,9 +24,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def calibrated(plain: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    context = Context(Rows(texts=tuple(tiny_texts(64))), 0, tmp_path_factory.mktemp("scratch"))
-    return apply_steps([parse_step("calibrate").step], plain, context)
+def calibrated() -> Model:
+    return static_case("bert").model
 
 
 def _corrupt(artifact: Artifact, integers: np.ndarray) -> None:
@@ -39,14 +38,14 @@ def _corrupt(artifact: Artifact, integers: np.ndarray) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format", "lengths"), [("onnx", ()), ("tflite", (8,))])
+@pytest.mark.parametrize(("format", "lengths"), [("onnx", ()), ("tflite", (16, 64))])
 def test_a_static_file_is_held_to_every_weight(
     calibrated: Model, tmp_path: Path, format: Format, lengths: tuple[int, ...]
 ) -> None:
     artifact = export_artifact(
         calibrated, tmp_path, format, "int8-static", lengths, any_length=not lengths
     )
-    expected = integer_weights(traced(calibrated))
+    expected = integer_weights(traced_once(calibrated))
     found = check_integers(artifact, calibrated)
     assert found is not None
     assert found["tensors"] + len(found["merged"]) == len(expected)
@@ -72,13 +71,12 @@ def test_a_dynamic_file_is_held_to_what_it_names(
         check_integers(artifact, plain)
 
 
-def test_a_file_of_other_weights_is_refused(
-    calibrated: Model, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("other"), "bert", seed=1)
-    context = Context(Rows(texts=tuple(tiny_texts(64))), 0, tmp_path / "scratch")
+@pytest.mark.slow
+def test_a_file_of_other_weights_is_refused(calibrated: Model, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "other", "bert", seed=1)
     other = load_model(identify(str(folder)))
-    other = apply_steps([parse_step("calibrate").step], other, context)
-    artifact = export_artifact(other, tmp_path / "out", "onnx", "int8-static")
+    assert other.preprocessor is not None
+    rows = other.preprocessor.encode(Rows(texts=tuple(tiny_texts(32))))
+    artifact = export_artifact(calibrated, tmp_path / "out", "onnx", "int8-static")
     with pytest.raises(ProofError):
-        check_integers(artifact, calibrated)
+        check_integers(artifact, calibrate(other, rows)[0])

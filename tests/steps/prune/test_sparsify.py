@@ -1,9 +1,5 @@
 """Sparse weights: how many, which, that they stay zero, and files that are smaller for it."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,10 @@ from edgekit.model import Model, identify, load_model, reference_outputs, save_m
 from edgekit.plan.predict import predicted_bytes
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
-from edgekit.steps.prune.sparsify import Sparsify, kept_mask, scheduled
+from edgekit.steps.prune.sparsify import Sparsify, kept_mask, pruned_gradually, scheduled
 from edgekit.workbench import encode
-from tests.steps.prune import sparse_training
 from tests.tiny import tiny_checkpoint, tiny_texts
+from tests.tiny_training import Bag, bag, learn
 
 ROWS = Rows(texts=tuple(tiny_texts(64)), labels=tuple("abc"[n % 3] for n in range(64)))
 ENCODER = (".query.", ".key.", ".value.", ".dense.")
@@ -103,24 +99,27 @@ def test_training_meets_the_share_in_each_matrix_and_leaves_the_rest_dense(tmp_p
     assert "70% zeros in each of 12 matrices" in made.lineage[0]
 
 
-@pytest.mark.slow
-def test_a_killed_training_ends_in_the_same_pattern_and_weights(tmp_path: Path) -> None:
-    """SIGKILL while the share rises, again when the pattern is locked, then to the end."""
+def test_a_stopped_training_ends_in_the_same_pattern_and_weights(tmp_path: Path) -> None:
+    """Stopped while the share rises, again when the pattern is locked, then to the end."""
 
-    def train(name: str, *kill_at: str) -> int:
-        arguments = [str(tmp_path / name), str(tmp_path / f"{name}.npz"), *kill_at]
-        return subprocess.run(
-            [sys.executable, "-m", "tests.steps.prune.sparse_training", *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-        ).returncode
+    def train(name: str, stop_at: int = 0) -> Bag:
+        def on_progress(fraction: float, text: str) -> None:
+            if text.startswith(f"step {stop_at} "):
+                raise KeyboardInterrupt
 
-    assert [train("cut", "10"), train("cut", "25")] == [-signal.SIGKILL] * 2
-    assert train("cut") == 0
-    sparse_training.run(str(tmp_path / "whole"), str(tmp_path / "whole.npz"))
-    with np.load(tmp_path / "cut.npz") as cut, np.load(tmp_path / "whole.npz") as whole:
-        assert all(np.array_equal(cut[name], whole[name]) for name in whole.files)
-        for name in ("words.weight", "head.weight"):
-            assert zeros(whole[name]) == round(0.7 * whole[name].size)
+        module = bag()
+        matrices = [module.words.weight, module.head.weight]
+        with pruned_gradually(module, matrices, 0.7, until=0.5, every=3) as after_step:
+            learn(tmp_path / name, module, on_progress=on_progress, after_step=after_step)
+        return module
+
+    for stop_at in (10, 25):
+        with pytest.raises(KeyboardInterrupt):
+            train("cut", stop_at)
+    cut, whole = train("cut").state_dict(), train("whole").state_dict()
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+    for name in ("words.weight", "head.weight"):
+        assert zeros(whole[name].numpy()) == round(0.7 * whole[name].numel())
 
 
 @pytest.mark.slow
