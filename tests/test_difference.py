@@ -63,6 +63,7 @@ def test_dtypes_and_operators_of_a_quantized_file(stack: Path, tmp_path: Path, i
     assert 0 < found.numerics.difference.error < 0.2
 
 
+@pytest.mark.slow
 def test_the_first_value_that_departs_is_where_a_weight_was_changed(stack: Path, ids: Path) -> None:
     name = "bert.encoder.layer.1.attention.self.query.weight"
     other = edited(stack, name, lambda weight: weight * 1.5)

@@ -114,6 +114,7 @@ def test_a_picture_model_takes_and_gives_integers(tmp_path: Path) -> None:
     assert "Feed `pixel_values` int8 [1, 3, 32, 32]" in (bundle / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_plain_module_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_module(tmp_path)
     monkeypatch.chdir(tmp_path)

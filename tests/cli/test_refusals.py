@@ -159,6 +159,7 @@ def _rows_of(project: TinyProject, name: str, here: Path) -> list[str]:
     return ["--data", str(here / "rows.csv"), "--eval", str(project.eval)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "flags", "said"),
     [
@@ -220,6 +221,7 @@ def _narrow(state: dict[str, Any]) -> None:
     state[f"{DENSE}.weight"] = state[f"{DENSE}.weight"].to(torch.int8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -56,6 +56,7 @@ def tflite_file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_artifact(model, folder, "tflite", "fp32", any_length=True).path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 7, 64])
 def test_macs_of_a_bert_are_those_of_its_config(
     onnx_file: Path, tflite_file: Path, length: int

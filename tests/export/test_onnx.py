@@ -172,6 +172,7 @@ def test_every_integer_product_runs_in_a_fused_kernel(tmp_path: Path) -> None:
     assert kernels["SkipLayerNormalization"] == 0
 
 
+@pytest.mark.slow
 def test_a_plain_module_keeps_a_shared_weight_shared(tmp_path: Path) -> None:
     import torch
 

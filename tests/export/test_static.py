@@ -196,6 +196,7 @@ def test_integer_ends_give_the_answers_of_float_ends(scheme: Scheme) -> None:
     np.testing.assert_allclose(found["passes"]["all"]["outputs"], np.stack(outputs), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_float_operator_at_an_end_gives_no_integers(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.SiLU()).eval()
     x = torch.randn(40, 8)

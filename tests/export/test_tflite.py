@@ -107,6 +107,7 @@ each_file = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 def test_one_signature_answers_like_torch_at_any_length(bert: Model, any_float: Artifact) -> None:
     rows = encoded(bert, 12)
     assert any_float.lengths == ()
@@ -265,6 +266,7 @@ def plain(module: Any, example: Any) -> Model:
     return Model(module.eval(), "module", None, None, None, (), example={"x": example})
 
 
+@pytest.mark.slow
 def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> None:
     import torch
     from ai_edge_litert.interpreter import Interpreter

@@ -94,6 +94,7 @@ def test_for_any_length_a_middle_block_is_refused() -> None:
         graph_for_any_length(pattern, pattern.graph.inputs[0])
 
 
+@pytest.mark.slow
 @given(st.integers(7, 64), st.integers(0, 2))
 def test_one_graph_teaches_what_two_do(longest: int, before: int) -> None:
     """With a table by position that has some rows before the first position."""

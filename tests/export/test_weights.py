@@ -348,6 +348,7 @@ def error(found: Any, expected: Array) -> float:
     return float(np.sqrt(((np.asarray(found) - expected) ** 2).mean()) / expected.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "bits", "block", "limit"), [
     ("int8-weights", 8, None, 0.05), ("int4-weights", 4, 32, 0.15),
 ])  # fmt: skip

@@ -56,6 +56,7 @@ def test_a_static_file_is_held_to_every_weight(
         check_integers(artifact, calibrated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "tflite"])
 def test_a_dynamic_file_is_held_to_what_it_names(
     plain: Model, tmp_path: Path, format: Format

@@ -98,6 +98,7 @@ def test_every_operator_has_its_time_and_its_layer(tmp_path: Path, make: Any) ->
     assert [op["seconds"] for op in top(found, 2)] == sorted(times)[:-3:-1]
 
 
+@pytest.mark.slow
 def test_a_runtime_without_a_profiler_says_so(tmp_path: Path) -> None:
     import torch
 

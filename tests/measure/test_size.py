@@ -54,6 +54,7 @@ def test_a_large_matrix_of_8_bits_beside_a_small_one_of_4_is_refused(tmp_path: P
         check_scheme(made, read_contents(made.path))
 
 
+@pytest.mark.slow
 def test_a_table_of_8_bits_is_part_of_a_4_bit_file(tmp_path: Path) -> None:
     config = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", max_length=512, **config)

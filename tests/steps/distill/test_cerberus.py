@@ -78,6 +78,7 @@ def test_parameters_are_the_body_and_what_each_head_has(
     assert found == body + heads * head_layers * layer + heads * head
 
 
+@pytest.mark.slow
 def test_the_answer_is_the_mean_of_the_heads(bert: Model) -> None:
     made = several(bert)
     each = by_head(made)
@@ -146,6 +147,7 @@ def test_a_teacher_reaches_its_own_head_and_the_body_alone(bert: Model) -> None:
         assert all(max(s for n, s in sizes.items() if n.startswith(part)) > 1e-4 for part in body)
 
 
+@pytest.mark.slow
 def test_with_teachers_at_odds_each_head_sides_with_its_own(bert: Model, tmp_path: Path) -> None:
     rows = Rows(texts=tuple(tiny_texts(320, 5)))
     answers = reference_outputs(bert, encode(bert, rows))
@@ -163,6 +165,7 @@ def test_with_teachers_at_odds_each_head_sides_with_its_own(bert: Model, tmp_pat
     assert "each head learned from its teacher" in made.lineage[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["distilbert", "electra", "roberta"])
 def test_other_families_are_bodies_too(tmp_path: Path, family: str) -> None:
     made = several(load_model(identify(str(tiny_checkpoint(tmp_path / "m", family)))))
@@ -176,6 +179,7 @@ def test_other_families_are_bodies_too(tmp_path: Path, family: str) -> None:
     assert clean == pytest.approx(answers, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pruned_body_is_saved_with_its_shapes(bert: Model, tmp_path: Path) -> None:
     pruned = apply_steps(
         [parse_step("prune-ffn:ratio=0.5,importance=magnitude").step],

@@ -118,6 +118,7 @@ def test_without_rows_there_is_nothing_to_learn_from(bert: Model) -> None:
         apply_steps([parse_step("distill").step], bert, _none())
 
 
+@pytest.mark.slow
 def test_a_model_on_its_grid_does_not_learn_any_more(bert: Model, tmp_path: Path) -> None:
     steps = [parse_step("calibrate").step, parse_step("distill").step]
     with pytest.raises(RecipeError, match="on a grid of integers already"):

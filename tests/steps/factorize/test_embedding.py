@@ -169,6 +169,7 @@ def test_a_rank_beyond_the_table_is_refused(rank: int, said: str, tmp_path: Path
         changed(load_model(identify(str(tiny_checkpoint(tmp_path)))), FactorizeEmbedding(rank))
 
 
+@pytest.mark.slow
 def test_refused_models(tmp_path: Path) -> None:
     model = load_model(identify(str(tiny_checkpoint(tmp_path / "bert"))))
     with pytest.raises(RecipeError, match="factored already"):

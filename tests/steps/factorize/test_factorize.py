@@ -363,6 +363,7 @@ def test_dropping_layers_later_drops_their_cores(tmp_path: Path) -> None:
     assert all(a.mix.equal(b.mix) for a, b in zip(kept, found, strict=True))
 
 
+@pytest.mark.slow
 def test_distillation_trains_the_factors_and_recovers(tmp_path: Path) -> None:
     rows = Rows(texts=tuple(tiny_texts(200)))
     model = model_of(tmp_path / "whole", 1)
@@ -403,6 +404,7 @@ def test_refused_options(options: dict[str, Any], said: str, tmp_path: Path) -> 
         factorized(model_of(tmp_path), **options)
 
 
+@pytest.mark.slow
 def test_refused_models(tmp_path: Path) -> None:
     model = model_of(tmp_path / "whole")
     with pytest.raises(RecipeError, match="factored already"):

@@ -126,6 +126,7 @@ def test_later_steps_take_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers(loaded), answers(fewer), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path: Path) -> None:
     model = model_of(tmp_path / "bert", depth=3)
     for groups in (0, 3):

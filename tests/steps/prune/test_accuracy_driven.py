@@ -113,6 +113,7 @@ def replay(model: Model, judged: Rows, trace: list[Tried]) -> dict[tuple[int, st
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_trace_replays_with_masks_and_noise_goes(seed: int, tmp_path: Path) -> None:
     model = model_of(tmp_path / "model", num_hidden_layers=3, seed=seed)

@@ -45,6 +45,7 @@ def pruned(model: Model, folder: Path | None, *texts: str) -> Model:
     return apply_steps([parse_step(text).step for text in texts], model, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cut_is_masked_and_loads_again(family: str, tmp_path: Path) -> None:
     model = model_of(tmp_path / "whole", family)
@@ -197,6 +198,7 @@ def test_what_was_planted_dead_goes_first(family: str, by: Any, part: Part, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_taylor_ranks_as_removing_each_head_does(tmp_path: Path) -> None:
     """One batch, and heads that add little, so that the first order is most of it."""
     model = model_of(tmp_path / "model", num_hidden_layers=4)
@@ -414,6 +416,7 @@ def test_refusals_for_want_of_data(step: Any, tmp_path: Path) -> None:
             apply_steps([step], model, Context(rows, 0))
 
 
+@pytest.mark.slow
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     for name in ("prune-heads", "prune-ffn"):

@@ -80,6 +80,7 @@ def test_the_mean_of_each_product_is_that_of_the_float_model(tmp_path: Path) -> 
     assert torch.equal(corrected.first.bias != net.first.bias, torch.ones(12, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_convolutions_are_corrected_by_channel_and_shared_biases_left() -> None:
     made = case("resnet")
     found = traced(made.model)
@@ -92,6 +93,7 @@ def test_convolutions_are_corrected_by_channel_and_shared_biases_left() -> None:
     assert correct_biases(found, list(pieces(made.model, made.rows, 4))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_a_corrected_encoder_is_nearer_in_the_mean(family: str, tmp_path: Path) -> None:
     made = case(family)

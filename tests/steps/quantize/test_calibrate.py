@@ -32,6 +32,7 @@ def model() -> Model:
     return case("bert").model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -50,6 +51,7 @@ def test_every_method_gives_every_point_a_range(
         assert low <= 0 <= high and low < high
 
 
+@pytest.mark.slow
 def test_min_max_holds_what_was_seen_and_others_lie_inside(model: Model) -> None:
     made = case("bert")
     found = traced(made.model)
@@ -59,6 +61,7 @@ def test_min_max_holds_what_was_seen_and_others_lie_inside(model: Model) -> None
             assert widest[name][0] - 1e-6 <= low and high <= widest[name][1] + 1e-6
 
 
+@pytest.mark.slow
 def test_the_weights_are_on_their_grids_and_the_model_stays_as_it_was(
     model: Model, tmp_path: Path
 ) -> None:
@@ -109,17 +112,20 @@ def test_int16_grids_are_around_zero(model: Model, tmp_path: Path) -> None:
         assert point.grid.scale == pytest.approx(max(map(abs, point.range)) / 32767)
 
 
+@pytest.mark.slow
 def test_a_row_as_long_as_the_model_reads_is_looked_at(model: Model, tmp_path: Path) -> None:
     texts = (" ".join(["card"] * 80), *tiny_texts(40))
     Calibrate().apply(model, Context(Rows(texts=texts), 0, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_on_its_grids_is_not_calibrated_again(model: Model, tmp_path: Path) -> None:
     made = Calibrate().apply(model, Context(rows(40), 0, tmp_path))
     with pytest.raises(RecipeError, match="is on a grid of integers already"):
         Calibrate().requires(made, Context(rows(40), 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_values_without_a_range_name_their_point(bad: float) -> None:
     made = case("bert")

@@ -133,6 +133,7 @@ def test_islands_are_the_norms_and_the_sums_before_them() -> None:
     assert {island.split(" ")[1] for island in found.islands} == {"(add)", "(layer_norm)"}
 
 
+@pytest.mark.slow
 def test_padding_by_nothing_and_dropout_go(tmp_path: Path) -> None:
     found = traced(case("mobilenet_v2").model)
     assert found.islands == ()

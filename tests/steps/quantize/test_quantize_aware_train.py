@@ -192,6 +192,7 @@ def test_an_option_that_makes_no_sense_is_refused_before_work(
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.slow
 def test_a_model_on_a_grid_is_not_put_on_another(bert: Model, tmp_path: Path) -> None:
     made = _train(bert, tmp_path / "one", "epochs=0.5")
     with pytest.raises(RecipeError, match="on a grid of integers already"):

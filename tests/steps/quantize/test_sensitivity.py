@@ -94,6 +94,7 @@ def test_the_planted_layer_is_found_and_told() -> None:
     assert agreement(model, planted(1)) > 0.96 > 0.9 > agreement(plainly, planted(1))
 
 
+@pytest.mark.slow
 def test_layers_apart_are_kept_as_one_block(tmp_path: Path) -> None:
     told: list[str] = []
     context = Context(TEXTS, 0, tmp_path, lambda _, text: told.append(text))
