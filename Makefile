@@ -6,6 +6,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than there are cores: some always wait, for a browser or for pip.
+WORKERS = $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test quick lint clean
@@ -14,10 +16,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/edgekit build --target android-arm64 --budget 30MB
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

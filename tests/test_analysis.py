@@ -15,7 +15,7 @@ from tests.tiny_project import TinyProject, tiny_project
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
-    return tiny_project(tmp_path_factory.mktemp("project"))
+    return tiny_project(tmp_path_factory.mktemp("project"), layers=2)
 
 
 def test_scores_of_layers_heads_and_neurons(project: TinyProject) -> None:

@@ -133,7 +133,7 @@ def test_a_malformed_project_file_is_named_with_line_and_key(
 
 STATIC = (*TARGET, "--scheme", "int8-static")
 TRAIN = "quantize-aware-train"
-DENSE = "bert.encoder.layer.1.intermediate.dense"
+DENSE = "bert.encoder.layer.0.intermediate.dense"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.tiny import tiny_checkpoint, tiny_texts
 from tests.tiny_project import random_texts, tiny_project
 
 LABELS = ("a", "b", "c")
-STEPS = 240
+STEPS = 150
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_text_without_labels_teaches_and_only_with_its_own_answers(
 
 @pytest.mark.slow
 def test_the_file_is_the_same_whatever_the_eval_rows(tmp_path: Path) -> None:
-    project = tiny_project(tmp_path)
+    project = tiny_project(tmp_path, layers=2)
     pool = tmp_path / "pool.txt"
     pool.write_text("\n".join(random_texts(40, 77, ("card", "bank", "money", "help"))))
     other = tmp_path / "other.csv"
