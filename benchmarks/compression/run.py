@@ -23,10 +23,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "drop-3": ("drop-layers:count=3,strategy=odd", _RECOVERY),
     "half-heads-and-ffn": ("prune-heads:ratio=0.5", "prune-ffn:ratio=0.5", _RECOVERY),
     "embedding-128": ("factorize-embedding:rank=128", _RECOVERY),
-    "vocabulary": ("trim-vocabulary:common=4000",),
+    "vocabulary": ("trim-vocabulary:common=4500",),
     "sparse-85": (
         "trim-vocabulary:common=4000",
-        "sparsify:sparsity=0.85,epochs=6,learning-rate=0.0002,max-minutes={minutes}",
+        "sparsify:sparsity=0.85,until=0.9,epochs=3,learning-rate=0.0003,max-minutes=4",
+        "distill:losses=kl+hidden,keep-zeros=1,epochs=6,learning-rate=0.0003,max-minutes=6",
     ),
     "contrastive": (
         "prune-contrastive:ratio=0.5,step=0.25,epochs=2,learning-rate=0.0002,max-minutes={minutes}",
@@ -38,7 +39,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "factorize-IV": (
         "factorize:method=IV,rank=192,bank=36",
-        "distill:epochs=6,learning-rate=0.0005,max-minutes={minutes}",
+        "distill:losses=kl+hidden,epochs=8,learning-rate=0.001,max-minutes={minutes}",
     ),
 }
 
