@@ -23,7 +23,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "drop-3": ("drop-layers:count=3,strategy=odd", _RECOVERY),
     "half-heads-and-ffn": ("prune-heads:ratio=0.5", "prune-ffn:ratio=0.5", _RECOVERY),
     "embedding-128": ("factorize-embedding:rank=128", _RECOVERY),
-    "vocabulary": ("trim-vocabulary:common=4500",),
+    "vocabulary": ("trim-vocabulary:common=4000", _RECOVERY),
     "sparse-85": (
         "trim-vocabulary:common=4000",
         "sparsify:sparsity=0.85,until=0.9,epochs=3,learning-rate=0.0003,max-minutes=4",
