@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.architectures import Architecture, Embeddings, Head, Layer
+from edgekit.architectures import Architecture, Head, Layer
+from edgekit.architectures.bert import embeddings, layers
 from edgekit.architectures.blocks import (
     ExportForward,
-    activation,
     attend,
     mask_bias,
     norm_function,
@@ -18,36 +18,6 @@ from edgekit.architectures.blocks import (
 
 if TYPE_CHECKING:
     from edgekit.model import Model
-
-
-def _embeddings(encoder: Any) -> Embeddings:
-    tables = encoder.embeddings
-    return Embeddings(
-        words=tables.word_embeddings,
-        positions=tables.position_embeddings,
-        types=tables.token_type_embeddings,
-        norm=tables.LayerNorm,
-    )
-
-
-def _layers(encoder: Any) -> tuple[Layer, ...]:
-    return tuple(map(_layer, encoder.encoder.layer))
-
-
-def _layer(layer: Any) -> Layer:
-    attention = layer.attention
-    return Layer(
-        query=attention.self.query,
-        key=attention.self.key,
-        value=attention.self.value,
-        attention_output=attention.output.dense,
-        attention_norm=attention.output.LayerNorm,
-        up=layer.intermediate.dense,
-        down=layer.output.dense,
-        output_norm=layer.output.LayerNorm,
-        activation=activation(layer.intermediate.intermediate_act_fn),
-        head_width=attention.self.attention_head_size,
-    )
 
 
 def _last_norm(encoder: Any) -> nn.Module:
@@ -70,7 +40,7 @@ class MobilebertEncoder(nn.Module):
         super().__init__()
         encoder: Any = model.module.base_model
         self.tables = encoder.embeddings
-        self.blocks = list(zip(_layers(encoder), encoder.encoder.layer, strict=True))
+        self.blocks = list(zip(layers(encoder), encoder.encoder.layer, strict=True))
         self.first_only = model.task == "text-classification"
         self.norm = norm_function(decomposed_norm)
         self.positions: Tensor
@@ -136,8 +106,8 @@ def _forward(model: "Model", decomposed_norm: bool) -> nn.Module:
 # Without norms the attention scores of this family can reach hundreds: mask below them.
 ARCHITECTURE = Architecture(
     forward=_forward,
-    embeddings=_embeddings,
-    layers=_layers,
+    embeddings=embeddings,
+    layers=layers,
     stack=lambda encoder: encoder.encoder.layer,
     head=_head,
     last_norm=_last_norm,
