@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # A constant of fewer bytes is no weight, and may equal another by chance.
 _NAMED = 64
+# Operators whose graphs gain by litert-torch's passes for layouts.
+_LAID_OUT = ("aten.conv", "aten.scaled_dot_product")
 
 
 def convert(forward: nn.Module, samples: tuple[torch.Tensor, ...]) -> Graph:
@@ -70,14 +72,14 @@ def _convert(
     """Let litert-torch 0.10, which takes modules alone, work with the program that we have.
 
     It breaks operators up twice, each time as long as all the rest takes. The passes between are
-    about the layout of pictures: without a convolution the second time gives the same file.
+    about layouts: where there is nothing for them to do, the second time alone gives the same file.
     """
     import litert_torch
     import torch
     from litert_torch._convert import core
 
     own_export, own_signature = torch.export.export, core.export_torch_signature
-    twice = any(str(node.target).startswith("aten.conv") for node in program.graph.nodes)
+    twice = any(str(node.target).startswith(_LAID_OUT) for node in program.graph.nodes)
 
     def export(module: nn.Module, *args: Any, **kwargs: Any) -> ExportedProgram:
         return program if module is forward else own_export(module, *args, **kwargs)
