@@ -294,6 +294,7 @@ def show_measurements(bench: "Bench") -> None:
         ("rows a second", [_throughput(each) for each in found]),
         ("peak memory", [_bytes(each.memory.above_empty) for each in found]),
         ("of it mapped", [_bytes(each.memory.mapped) for each in found]),
+        ("instructions", [_count(each.instructions) for each in found]),
         ("MACs", [_count(each.static.macs) for each in found]),
         ("weights read", [_known_bytes(each.static.weight_bytes) for each in found]),
         ("activations", [_known_bytes(each.static.activation_bytes) for each in found]),
@@ -408,7 +409,7 @@ def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else format_seconds(seconds)
 
 
-def _count(number: int | None) -> str:
+def _count(number: float | None) -> str:
     return "" if number is None else f"{number / 1e6:.1f} M"
 
 

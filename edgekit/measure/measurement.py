@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgekit.artifact import Artifact
 from edgekit.contents.static import Static, static_figures
 from edgekit.devices.device import Device
+from edgekit.devices.host import HOST
 from edgekit.devices.run import Pass, run_agent
+from edgekit.measure.instructions import instructions_of_a_row
 from edgekit.measure.latency import PRECISION, summarize
 from edgekit.preprocess import Encoded
 
@@ -86,6 +88,9 @@ class Measurement(_Part):
     one_thread: LatencyEntry | None = Field(description="the latency with one thread, if more ran")
     throughput: Throughput | None
     overhead_seconds: float | None = Field(description="what measuring adds to a call")
+    instructions: float | None = Field(
+        None, description="of one row, one thread, in user space, where this host's processor tells"
+    )
     memory: Memory
     fingerprint: dict[str, Any]
     static: StaticEntry
@@ -120,8 +125,9 @@ def measure(
         single = run_agent(
             artifact, encoded, passes[:1], threads=1, device=device, cores=cores, nice=nice
         )
+    counted = instructions_of_a_row(artifact, encoded) if device is HOST else None
     static = static_figures(artifact.path, middle_length(encoded))
-    return _measurement(artifact, device, found, single, static)
+    return _measurement(artifact, device, found, single, counted, static)
 
 
 def middle_length(encoded: Encoded) -> int | None:
@@ -135,6 +141,7 @@ def _measurement(
     device: Device,
     found: dict[str, Any],
     single: dict[str, Any] | None,
+    counted: float | None,
     static: Static,
 ) -> Measurement:
     passes, timed = found["passes"], device.timed
@@ -159,6 +166,7 @@ def _measurement(
         if batch
         else None,
         overhead_seconds=latency.get("overhead_seconds") if latency else None,
+        instructions=counted,
         memory=Memory(
             empty=memory.get("start"),
             loaded=memory.get("loaded"),

@@ -115,7 +115,8 @@ def test_a_benchmark_has_a_column_for_each_file_and_device(
 ) -> None:
     emulated = dict.fromkeys(["load_seconds", "first_run_seconds", "latency", "throughput"])
     elsewhere = measurement(device="emulated:arm64-cortex-a53", timed=False, **emulated)
-    render.show_measurements(Bench(Path("x"), "golden inputs", 16, (measurement(), elsewhere)))
+    here = measurement(instructions=1.5e8)
+    render.show_measurements(Bench(Path("x"), "golden inputs", 16, (here, elsewhere)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == ["model.onnx host model.onnx emulated:arm64-cortex-a53", "bytes 1 kB 1 kB"]
     assert "p50 1 ms" in lines
@@ -123,6 +124,7 @@ def test_a_benchmark_has_a_column_for_each_file_and_device(
     assert "p50 at 8 1 ms" in lines
     assert "rows a second 1234 (by 8)" in lines
     assert "peak memory not known not known" in lines
+    assert "instructions 150.0 M" in lines
     assert "MACs 111.9 M 111.9 M" in lines
     assert "operators 131 131" in lines
     assert not any(line.startswith("p99") for line in lines)

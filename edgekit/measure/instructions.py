@@ -1,0 +1,90 @@
+"""Instructions of one row: counted by the processor, so that no other work on the machine moves it.
+
+The agent runs twice under ``perf stat`` (Linux, Debian's package linux-perf), once over the rows
+and once over them twice; what is more the second time is the rows' alone. User space, one thread.
+Virtual machines often hide the counter: then there is no figure.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.artifact import Artifact, Format
+from edgekit.devices.process import run_process
+from edgekit.devices.run import Pass, run_agent
+from edgekit.preprocess import Encoded
+
+_EVENT = "instructions:u"
+_SECONDS = 10.0
+
+
+def instructions_of_a_row(
+    artifact: Artifact, encoded: Encoded, event: str = _EVENT
+) -> float | None:
+    """How many instructions the file takes for a row, in the mean; ``None`` where nothing tells.
+
+    event: any of ``perf list``. Raises DeviceError when the file does not run.
+    """
+    if not can_count(event):
+        return None
+    device = _Counted(event)
+    rows = list(range(len(encoded)))
+    for times in (1, 2):
+        run_agent(
+            artifact, encoded, [Pass("all", "outputs", rows * times)], threads=1, device=device
+        )
+    if None in device.counts:
+        return None
+    once, twice = (count for count in device.counts if count is not None)
+    return (twice - once) / len(rows)
+
+
+def can_count(event: str = _EVENT) -> bool:
+    """Whether ``perf`` is here, and this processor and this user may count the event."""
+    perf = shutil.which("perf")
+    if perf is None:
+        return False
+    command = [perf, "stat", "-x,", "-e", event, "--", sys.executable, "-c", ""]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and read_count(done.stderr, event) is not None
+
+
+def read_count(text: str, event: str) -> float | None:
+    """The event's count in what ``perf stat -x,`` prints: value, unit, event and more."""
+    for line in text.splitlines():
+        value, *fields = line.split(",")
+        if event in fields[:2]:
+            try:
+                return float(value)
+            except ValueError:  # <not supported>, <not counted>
+                return None
+    return None
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """This host, with each run counted into ``counts``."""
+
+    event: str
+    counts: list[float | None] = field(default_factory=list)
+    name: str = "host"
+    timed: bool = True
+    formats: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
+
+    def missing(self) -> str | None:
+        return None
+
+    def run(self, folder: Path, job: Mapping[str, Any], timeout: float) -> None:
+        perf = ["perf", "stat", "-x,", "-e", self.event, "-o", "perf.csv", "--"]
+        agent = [sys.executable, "-s", "agent.py", "job.json", "result.json"]
+        run_process([*perf, *agent], folder, timeout=timeout, what=job["file"], where=self.name)
+        self.counts.append(read_count((folder / "perf.csv").read_text(), self.event))
