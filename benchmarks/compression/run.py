@@ -26,8 +26,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "vocabulary": ("trim-vocabulary:common=4000", _RECOVERY),
     "sparse-85": (
         "trim-vocabulary:common=4000",
-        "sparsify:sparsity=0.85,until=0.9,epochs=3,learning-rate=0.0003,max-minutes=4",
-        "distill:losses=kl+hidden,keep-zeros=1,epochs=6,learning-rate=0.0003,max-minutes=6",
+        "sparsify:sparsity=0.85,until=1,epochs=3,learning-rate=0.0003,max-minutes=3",
+        "distill:losses=kl+hidden,keep-zeros=1,epochs=6,learning-rate=0.0003,max-minutes=7",
     ),
     "contrastive": (
         "prune-contrastive:ratio=0.5,step=0.25,epochs=2,learning-rate=0.0002,max-minutes={minutes}",
