@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "factorize-IV": (
         "factorize:method=IV,rank=192,bank=36",
-        "distill:losses=kl+hidden,epochs=8,learning-rate=0.001,max-minutes={minutes}",
+        "distill:epochs=6,learning-rate=0.0005,max-minutes={minutes}",
     ),
 }
 
