@@ -24,7 +24,7 @@ os.environ.update(
     # Filled while a model is traced: layers beyond the second make up for that, and ours have two.
     TORCH_FAKE_TENSOR_DISPATCH_CACHE="0",
 )
-# Workers are as many as cores: threads of their own would wait for one another.
+# Workers are more than cores: threads of their own would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

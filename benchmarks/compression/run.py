@@ -6,7 +6,8 @@
 Each row is `edgekit build` with these steps, in int8-dynamic, as ``benchmarks/quantization/run.py``
 does it: bytes, peak memory and accuracy of the file, and its time beside that of the whole model's
 int8 file, one thread, both in turns in one process. ``--only NAME`` takes some of the rows;
-``--minutes`` is the longest that a row may learn; ``--format`` and ``--no-times`` as there.
+``--minutes`` is the longest that a row may learn (``sparse-85``: 10); ``--format`` and
+``--no-times`` as there.
 """
 
 import argparse

@@ -13,18 +13,22 @@ from edgekit.errors import UsageError
 
 @dataclass(frozen=True)
 class Host:
-    """This machine; ``python`` is the interpreter of the environment with the runtime."""
+    """This machine; ``python`` is the interpreter of the environment with the runtime.
+
+    under: a command that runs the agent's, and watches it.
+    """
 
     python: str = sys.executable
     name: str = "host"
     timed: bool = True
     formats: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
+    under: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
         return None
 
     def run(self, folder: Path, job: Mapping[str, Any], timeout: float) -> None:
-        command = [self.python, "-s", "agent.py", "job.json", "result.json"]
+        command = [*self.under, self.python, "-s", "agent.py", "job.json", "result.json"]
         run_process(command, folder, timeout=timeout, what=job["file"], where=self.name)
 
 

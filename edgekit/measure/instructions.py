@@ -8,13 +8,11 @@ Virtual machines often hide the counter: then there is no figure.
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import tempfile
 from pathlib import Path
-from typing import Any
 
-from edgekit.artifact import Artifact, Format
-from edgekit.devices.process import run_process
+from edgekit.artifact import Artifact
+from edgekit.devices.host import Host
 from edgekit.devices.run import Pass, run_agent
 from edgekit.preprocess import Encoded
 
@@ -31,16 +29,16 @@ def instructions_of_a_row(
     """
     if not can_count(event):
         return None
-    device = _Counted(event)
     rows = list(range(len(encoded)))
+    counts = []
     for times in (1, 2):
-        run_agent(
-            artifact, encoded, [Pass("all", "outputs", rows * times)], threads=1, device=device
-        )
-    if None in device.counts:
-        return None
-    once, twice = (count for count in device.counts if count is not None)
-    return (twice - once) / len(rows)
+        with tempfile.NamedTemporaryFile("r", suffix=".csv") as seen:
+            perf = ("perf", "stat", "-x,", "-e", event, "-o", seen.name, "--")
+            passes = [Pass("all", "outputs", rows * times)]
+            run_agent(artifact, encoded, passes, threads=1, device=Host(under=perf))
+            counts.append(read_count(Path(seen.name).read_text(), event))
+    once, twice = counts
+    return None if once is None or twice is None else (twice - once) / len(rows)
 
 
 def can_count(event: str = _EVENT) -> bool:
@@ -68,23 +66,3 @@ def read_count(text: str, event: str) -> float | None:
             except ValueError:  # <not supported>, <not counted>
                 return None
     return None
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """This host, with each run counted into ``counts``."""
-
-    event: str
-    counts: list[float | None] = field(default_factory=list)
-    name: str = "host"
-    timed: bool = True
-    formats: tuple[Format, ...] = ("onnx", "tflite", "torchscript")
-
-    def missing(self) -> str | None:
-        return None
-
-    def run(self, folder: Path, job: Mapping[str, Any], timeout: float) -> None:
-        perf = ["perf", "stat", "-x,", "-e", self.event, "-o", "perf.csv", "--"]
-        agent = [sys.executable, "-s", "agent.py", "job.json", "result.json"]
-        run_process([*perf, *agent], folder, timeout=timeout, what=job["file"], where=self.name)
-        self.counts.append(read_count((folder / "perf.csv").read_text(), self.event))

@@ -267,6 +267,19 @@ def plain(module: Any, example: Any) -> Model:
 
 
 @pytest.mark.slow
+def test_operators_broken_up_twice_give_the_same_file(
+    bert: Model, any_float: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As litert-torch does it by itself: half of the work is left out, and nothing of the file."""
+    from edgekit.export import tflite_convert
+
+    monkeypatch.setattr(tflite_convert, "_LAID_OUT", ("aten.",))
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    twice = export_tflite(bert, tmp_path / "out", scheme="fp32", any_length=True)
+    assert twice.path.read_bytes() == any_float.path.read_bytes()
+
+
+@pytest.mark.slow
 def test_a_plain_module_is_exported_with_its_examples_shape(tmp_path: Path) -> None:
     import torch
     from ai_edge_litert.interpreter import Interpreter
