@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -24,6 +25,10 @@ os.environ.update(
     # Filled while a model is traced: layers beyond the second make up for that, and ours have two.
     TORCH_FAKE_TENSOR_DISPATCH_CACHE="0",
 )
+_TIMED = {
+    "edgekit.stages.prove": ("_LATENCY_SECONDS", "_COMPARISON_SECONDS"),
+    "edgekit.measure.proof": ("_PROFILE_SECONDS",),
+}
 # Workers are more than cores: threads of their own would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -66,6 +71,41 @@ def converters_look_once() -> None:
     if exporting is not None and not hasattr(exporting._materialize_cpp_cia_ops, "cache_info"):
         once = functools.cache(exporting._materialize_cpp_cia_ops)
         exporting._materialize_cpp_cia_ops = once
+
+
+@pytest.fixture(autouse=True)
+def converters_ask_jax_once() -> None:
+    """What litert-torch has JAX lower anew in each conversion, by the operator and its shapes."""
+    bridge = sys.modules.get("litert_torch.backend.jax_bridge._wrap")
+    if bridge is None or hasattr(bridge, "lowered"):
+        return
+    bridge.lowered = lowered = {}
+    lower, serialize = bridge._lower_to_ir_text, bridge._stablehlo_to_vhlo
+
+    def lower_once(
+        function: Any, args: Any, kwargs: Any, ir_input_names: Any = None
+    ) -> tuple[Any, Any]:
+        text, inputs = lower(function, args, kwargs, ir_input_names=ir_input_names)
+        key = bridge.get_cache_fingerprint((function, args, kwargs, ir_input_names))
+
+        def serialized() -> Any:
+            if key is None or key not in lowered:
+                made = serialize(text())
+                return made if key is None else lowered.setdefault(key, made)
+            return lowered[key]
+
+        return serialized, inputs
+
+    bridge._lower_to_ir_text, bridge._stablehlo_to_vhlo = lower_once, lambda made: made
+
+
+@pytest.fixture(autouse=True)
+def timed_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a build times, it times long enough to be right, which no test asks of it."""
+    for module, names in _TIMED.items():
+        if module in sys.modules:
+            for name in names:
+                monkeypatch.setattr(f"{module}.{name}", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -149,13 +149,19 @@ def attend(
     scores = torch.matmul(q, k) * width**-0.5
     if bias is not None:
         scores = scores + bias
-    return torch.matmul(torch.softmax(scores, dim=-1), v).transpose(1, 2).flatten(2)
+    return join_heads(torch.matmul(torch.softmax(scores, dim=-1), v))
 
 
 def split_heads(states: Tensor, width: int) -> Tensor:
     """[B, L, H * width] to [B, L, H, width]."""
     batch, length, total = states.shape
     return states.reshape(batch, length, total // width, width)
+
+
+def join_heads(states: Tensor) -> Tensor:
+    """[B, H, L, width] to [B, L, H * width]."""
+    batch, heads, length, width = states.shape
+    return states.transpose(1, 2).reshape(batch, length, heads * width)
 
 
 def mask_bias(attention_mask: Tensor, dtype: torch.dtype, masked_score: float) -> Tensor:

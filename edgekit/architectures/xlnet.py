@@ -16,6 +16,7 @@ from edgekit.architectures import Architecture, Embeddings, Head, Layer
 from edgekit.architectures.blocks import (
     ExportForward,
     activation,
+    join_heads,
     mask_bias,
     norm_function,
     split_heads,
@@ -143,8 +144,7 @@ def _attend(
         by_segment = torch.matmul((query + attention.r_s_bias).transpose(1, 2), difference)
         scores = scores + by_segment * other_segment
     weights = torch.softmax(scores * width**-0.5 + bias, dim=-1)
-    context: Tensor = torch.matmul(weights, value).transpose(1, 2).flatten(2)
-    return context
+    return join_heads(torch.matmul(weights, value))
 
 
 def shift(by_distance: Tensor) -> Tensor:

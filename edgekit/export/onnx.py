@@ -31,9 +31,7 @@ from edgekit.units import format_bytes
 if TYPE_CHECKING:
     import onnx
     from torch import nn
-    from torch.export import ExportedProgram
 
-_OPSET = 20
 _IR_VERSION = 9
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _FILE = "model.onnx"
@@ -113,6 +111,7 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     import torch
 
     from edgekit import __version__
+    from edgekit.export.onnx_convert import convert, convert_module
     from edgekit.export.programs import converted, program_of
     from edgekit.export.tracing import (
         example_inputs,
@@ -129,10 +128,10 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
             try:
                 program = program_of(forward, example.tensors, shapes)
             except Exception:  # torch.onnx has other ways to trace (an LSTM needs them)
-                proto = _convert(forward, example.tensors, dynamic_shapes=shapes)
+                proto = convert_module(forward, example.tensors, shapes)
             else:
                 path = converted(
-                    "onnx", program, _FILE, lambda path: _write(_convert(program), path, "fp32")
+                    "onnx", program, _FILE, lambda path: _write(convert(program), path, "fp32")
                 )
                 proto = onnx.load(path)
         except (EdgekitError, OSError):
@@ -146,24 +145,6 @@ def _trace(model: Model, forward: "nn.Module") -> "onnx.ModelProto":
     proto.producer_name, proto.producer_version = "edgekit", __version__
     _name_ends(proto.graph, (*model.inputs, output_name(model)))
     _name_dimensions(proto.graph, example.dimensions)
-    return proto
-
-
-def _convert(
-    traced: "nn.Module | ExportedProgram", inputs: tuple[Any, ...] = (), dynamic_shapes: Any = None
-) -> "onnx.ModelProto":
-    import torch
-
-    made = torch.onnx.export(
-        traced,
-        inputs,
-        dynamo=True,
-        dynamic_shapes=dynamic_shapes,
-        opset_version=_OPSET,
-        verbose=False,
-    )
-    assert made is not None
-    proto: onnx.ModelProto = made.model_proto
     return proto
 
 

@@ -18,6 +18,7 @@ from edgekit.contents import read_contents
 from edgekit.data import Rows
 from edgekit.devices.agent import saturating
 from edgekit.errors import ExportError, ModelError
+from edgekit.export import onnx_convert
 from edgekit.export.onnx import export_onnx, quantize_onnx_file
 from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
@@ -85,6 +86,26 @@ def test_fp32_gives_the_originals_answers(family: str, task: str) -> None:
     assert tiny.difference(run(made.path, tiny.feeds())) < 1e-4 * max(
         1, np.abs(tiny.expected).max()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "xlnet", "vit"])
+def test_what_torch_need_not_break_up_gives_the_same_operators(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "image-classification" if family == "vit" else "text-classification"
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(onnx_convert, "_is_translated", lambda *_: False)
+    monkeypatch.setattr(onnx_convert, "_spell_as_translated", lambda _: None)
+    made = case(family, task)
+    broken_up = export_onnx(made.model, tmp_path, scheme="fp32").path
+    as_is = exported(family, task, "fp32").path
+    assert operators(as_is) == operators(broken_up)
+    np.testing.assert_array_equal(run(as_is, made.feeds()), run(broken_up, made.feeds()))
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
 @each_family
