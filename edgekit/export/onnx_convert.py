@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -47,7 +48,7 @@ def convert_module(
 
 
 def _spell_as_translated(program: ExportedProgram) -> None:
-    """Call by the names that torch.onnx translates what our transformers have beside those.
+    """Call by the names that torch.onnx translates what our models have beside those.
 
     torch 2.13 breaks operators up by running the program anew, twice, on symbolic shapes: half of
     the time that an export takes, for a cast and a subtraction, and to ask for each size once.
@@ -58,18 +59,47 @@ def _spell_as_translated(program: ExportedProgram) -> None:
     graph = program.graph
     sizes: dict[str, Any] = {}
     for node in list(graph.nodes):
+        target, arguments = node.target, list(node.args)
         if isinstance(node.meta.get("val"), torch.SymInt):
-            first = sizes.setdefault(str(node.meta["val"]), node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph.erase_node(node)
-        elif node.target is aten._assert_tensor_metadata.default:
+            _replace(node, sizes.setdefault(str(node.meta["val"]), node))
+        elif target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif node.target is aten.to.dtype and len(node.args) == 2 and not node.kwargs:
+        elif node.kwargs:
+            continue
+        elif target is aten.to.dtype and len(arguments) == 2:
             node.target = aten._to_copy.default
-            node.args, node.kwargs = node.args[:1], {"dtype": node.args[1]}
-        elif node.target is aten.rsub.Scalar and len(node.args) == 2 and not node.kwargs:
-            node.target, node.args = aten.sub.Tensor, tuple(reversed(node.args))
+            node.args, node.kwargs = (arguments[0],), {"dtype": arguments[1]}
+        elif target is aten.rsub.Scalar and len(arguments) == 2:
+            node.target, node.args = aten.sub.Tensor, (arguments[1], arguments[0])
+        elif target is aten.add_.Tensor and _is_its_own(arguments[0], node):
+            node.target = aten.add.Tensor
+        elif target in (aten.dropout.default, aten.dropout_.default) and not arguments[2]:
+            _replace(node, arguments[0])
+        elif target is aten.adaptive_avg_pool2d.default and list(arguments[1]) == [1, 1]:
+            node.target, node.args = aten.mean.dim, (arguments[0], [-1, -2], True)
+        elif target is aten.batch_norm.default and not arguments[5]:
+            node.target = aten._native_batch_norm_legit_no_training.default
+            node.args = (*arguments[:5], *arguments[6:8])
+            with graph.inserting_after(node):
+                first = graph.call_function(operator.getitem, (node, 0))
+            first.meta = dict(node.meta)
+            node.meta = {**node.meta, "val": (node.meta["val"],)}
+            node.replace_all_uses_with(
+                first, delete_user_cb=lambda user, ours=first: user is not ours
+            )
+
+
+def _replace(node: Any, other: Any) -> None:
+    if other is not node:
+        node.replace_all_uses_with(other)
+        node.graph.erase_node(node)
+
+
+def _is_its_own(node: Any, changed_by: Any) -> bool:
+    """Whether no other operator can see what ``changed_by`` changes of it in place."""
+    schema = getattr(node.target, "_schema", None)
+    is_new = schema is not None and all(each.alias_info is None for each in schema.returns)
+    return is_new and list(node.users) == [changed_by]
 
 
 def _is_translated(program: ExportedProgram, registry: Any) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from edgekit.artifact import Artifact
 from edgekit.contents import read_contents
@@ -24,12 +26,42 @@ from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
 from tests.export.cases import DISTINCT, INT8_COSINE, Array, case, each_case
 from tests.old_runtimes import python_with
+from tests.tiny import IMAGE_FAMILIES
 
 each_family = each_case(
     ("bert", "text-classification"),
     ("resnet", "image-classification"),
     cases=(*DISTINCT, ("mpnet", "text-classification")),
 )
+
+
+class InPlace(nn.Module):
+    """Sums into what is read again, by another name, and into what is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        turned = y.transpose(0, 1).contiguous().view(-1)
+        turned += 1
+        z = self.linear(y)
+        z.view(-1).add_(2)
+        own = torch.relu(z)
+        own += y
+        return own + z + turned.view(6, -1).transpose(0, 1)
+
+
+def test_sums_in_place_are_sums_of_what_is_read_later(tmp_path: Path) -> None:
+    module = InPlace().eval()
+    x = torch.randn(4, 6)
+    made = export_onnx(
+        Model(module, "module", None, None, None, (), example={"x": x}), tmp_path, scheme="fp32"
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(run(made.path, {"x": x.numpy()}), module(x), atol=1e-5)
 
 
 @functools.cache
@@ -89,11 +121,11 @@ def test_fp32_gives_the_originals_answers(family: str, task: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "xlnet", "vit"])
+@pytest.mark.parametrize("family", ["bert", "xlnet", "vit", "resnet"])
 def test_what_torch_need_not_break_up_gives_the_same_operators(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = "image-classification" if family == "vit" else "text-classification"
+    task = "image-classification" if family in IMAGE_FAMILIES else "text-classification"
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_convert, "_is_translated", lambda *_: False)
     monkeypatch.setattr(onnx_convert, "_spell_as_translated", lambda _: None)
@@ -162,8 +194,6 @@ def test_the_artifact_says_what_the_file_has(scheme: str) -> None:
 
 
 def test_integers_are_those_of_the_grid() -> None:
-    import torch
-
     tiny = case("bert", "text-classification")
     graph = onnx.load(exported("bert", "text-classification", "int8-dynamic").path).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -195,8 +225,6 @@ def test_every_integer_product_runs_in_a_fused_kernel(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_plain_module_keeps_a_shared_weight_shared(tmp_path: Path) -> None:
-    import torch
-
     class Repeated(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -226,8 +254,6 @@ def test_a_plain_module_keeps_a_shared_weight_shared(tmp_path: Path) -> None:
 
 
 def test_a_module_that_cannot_be_exported_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    import torch
-
     class Choosing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1 if x.sum() > 0 else x - 1
