@@ -76,11 +76,7 @@ class LightStudent:
                 raise RecipeError(f"{step}: {option} is a chance from 0 to below 1, is {value:g}")
         if self.copies < 0:
             raise RecipeError(f"{step}: copies must not be negative, is {self.copies}")
-        if self.labels and model.task == "token-classification":
-            if not 0 <= self.labels <= 1:
-                raise RecipeError(f"{step}: labels is a share from 0 to 1, is {self.labels:g}")
-        else:
-            check_labels(step, self.labels, model, context.rows)
+        check_labels(step, self.labels, model, context.rows)
 
     def apply(self, model: Model, context: Context) -> Model:
         assert context.rows is not None
@@ -250,8 +246,8 @@ def taught(
 
     labels: gold labels of ``rows``; ``more`` has none.
     """
-    from edgekit.data import label_ids
-    from edgekit.examples import IGNORED, Examples, teacher_outputs, token_labels
+    from edgekit.examples import Examples, teacher_outputs
+    from edgekit.steps.distill.rows import gold_ids
     from edgekit.workbench import encode
 
     every = _joined(rows, more)
@@ -263,19 +259,8 @@ def taught(
         outputs = at_words(outputs, theirs, read)
     gold: Array | None = None
     if labels:
-        known: Any = label_ids(
-            rows,
-            student.labels,
-            task=student.task,
-            problem=student.problem,
-            source="the training rows",
-        )
-        if tagging:
-            gold = np.full(read.arrays["input_ids"].shape, IGNORED, np.int64)
-            gold[: len(rows)] = token_labels(read.rows(slice(len(rows))), known)
-        else:
-            gold = np.full(len(every), IGNORED, np.int64)
-            gold[: len(rows)] = known
+        labelled = replace(every, labels=(*(rows.labels or ()), *(None,) * len(more)))
+        gold = gold_ids(student, labelled, read)
     return Examples(read, labels=gold, teacher=outputs, per_token=tagging)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from edgekit.errors import RecipeError
 if TYPE_CHECKING:
     from edgekit.data import Rows
     from edgekit.model import Model
-    from edgekit.preprocess import Array
+    from edgekit.preprocess import Array, Encoded
     from edgekit.step import Context
 
 # The paper makes 30 at most.
@@ -97,22 +97,28 @@ def with_copies(context: Context, copies: int, guesser: Path | None) -> Context:
     return replace(context, unlabeled=made if known is None else together(known, made))
 
 
-def gold_ids(student: Model, rows: Rows) -> Array:
+def gold_ids(student: Model, rows: Rows, encoded: Encoded) -> Array:
     """int64 [N], the gold label of each row, and ``IGNORED`` for those without.
 
-    Raises DataError for a label that the student does not know.
+    encoded: the rows as the student reads them. For tokens int64 [N, L]: at each word's first
+    token its label. Raises DataError for a label that the student does not know.
     """
     from edgekit.data import label_ids
-    from edgekit.examples import IGNORED
+    from edgekit.examples import IGNORED, token_labels
 
     labels = rows.labels or (None,) * len(rows)
     labelled = [number for number, label in enumerate(labels) if label is not None]
-    ids = np.full(len(rows), IGNORED, np.int64)
-    ids[labelled] = label_ids(
+    known: Any = label_ids(
         rows.take(labelled),
         student.labels,
         task=student.task,
         problem=student.problem,
         source="the training rows",
     )
+    if student.task == "token-classification":
+        ids = np.full(next(iter(encoded.arrays.values())).shape[:2], IGNORED, np.int64)
+        ids[labelled] = token_labels(encoded.rows(np.array(labelled)), known)
+    else:
+        ids = np.full(len(rows), IGNORED, np.int64)
+        ids[labelled] = known
     return ids

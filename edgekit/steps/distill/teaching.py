@@ -48,9 +48,9 @@ def check_labels(step: str, share: float, model: Model, rows: Rows | None) -> No
             f"{step}: labels is above 0 and the training rows have none; name their column with "
             "--label"
         )
-    if share and model.problem != "single-label":
+    if share and model.problem != "single-label" and model.task != "token-classification":
         raise RecipeError(
-            f"{step}: labels is for single-label classification; leave it at 0 for other tasks"
+            f"{step}: labels is for one label a text or a word; leave it at 0 for other tasks"
         )
 
 
@@ -63,9 +63,10 @@ def taught_examples(
     from edgekit.workbench import encode
 
     folder.mkdir(parents=True, exist_ok=True)
+    read = encode(student, rows)
     return Examples(
-        encode(student, rows),
-        labels=gold_ids(student, rows) if labels else None,
+        read,
+        labels=gold_ids(student, rows, read) if labels else None,
         teacher=teacher_outputs(teacher, encode(teacher, rows), folder / "teacher.npy"),
         per_token=student.task == "token-classification",
     )
@@ -200,9 +201,10 @@ def _examples(
     outputs = None
     if "kl" in lesson.losses or "logits" in lesson.losses:
         outputs = answers(teachers, student, whole, chosen, context.folder, lesson.temperature)
+    read = encode(student, rows)
     return rows, Examples(
-        encode(student, rows),
-        labels=gold_ids(student, rows) if "labels" in lesson.losses else None,
+        read,
+        labels=gold_ids(student, rows, read) if "labels" in lesson.losses else None,
         teacher=outputs,
         per_token=student.task == "token-classification",
     )

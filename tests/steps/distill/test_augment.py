@@ -23,6 +23,7 @@ from edgekit.steps.distill.candidates import Table, guesses, table_of, whole_wor
 from edgekit.steps.distill.distill import Distill
 from edgekit.steps.distill.masked import load_guesser
 from edgekit.steps.heldout import set_aside
+from edgekit.workbench import encode
 from tests.tiny import WORDS, tiny_checkpoint, tiny_texts
 
 TEXT = "My Card was stolen in London, please help me! 24 hours"
@@ -228,7 +229,7 @@ def test_rows_to_learn_from_leave_out_what_is_set_aside(bert: Model, tmp_path: P
     taken = whole.take(chosen)
     assert taken.texts == (*(learned.texts or ()), "new", "newer")
     assert taken.labels == (*(learned.labels or ()), None, None)
-    ids = rows_of.gold_ids(bert, taken)
+    ids = rows_of.gold_ids(bert, taken, encode(bert, taken))
     assert ids[-2:].tolist() == [IGNORED, IGNORED]
     assert ids[:36].tolist() == ["abc".index(label) for label in learned.labels or ()]
     more = rows_of.with_copies(context, 2, None).unlabeled

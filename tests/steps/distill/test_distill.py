@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.data import Rows
+from edgekit.data import Rows, together
 from edgekit.errors import RecipeError
+from edgekit.examples import IGNORED
 from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
+from edgekit.steps.distill.rows import gold_ids
 from edgekit.steps.heldout import set_aside
 from edgekit.workbench import encode
 from tests.tiny import tiny_checkpoint, tiny_texts
@@ -111,6 +113,46 @@ def test_rows_set_aside_are_never_learned_from() -> None:
 def test_refusals(bert: Model, tmp_path: Path, options: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         _shallow(bert, tmp_path / "scratch", options)
+
+
+def test_gold_labels_of_words_are_at_their_first_tokens(tmp_path: Path) -> None:
+    tagger = load_model(
+        identify(str(tiny_checkpoint(tmp_path / "tagger", task="token-classification")))
+    )
+    known = Rows(words=(("the", "theatre", "fox"), ("fox",)), labels=(("a", "c", "b"), ("b",)))
+    rows = together(known, Rows(words=(("the", "fox"),)))
+    encoded = encode(tagger, rows)
+    ids = gold_ids(tagger, rows, encoded)
+    assert ids.shape == encoded.arrays["input_ids"].shape
+    assert encoded.word_starts is not None
+    assert ids[0, encoded.word_starts[0]].tolist() == [0, 2, 1]
+    assert ids[1, encoded.word_starts[1]].tolist() == [1]
+    assert (ids != IGNORED).sum(1).tolist() == [3, 1, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "step",
+    [
+        "distill:losses=labels,epochs=30,learning-rate=0.01",
+        "quantize-aware-train:labels=1,epochs=60,learning-rate=0.003,batch=8",
+    ],
+)
+def test_a_tagger_learns_gold_labels(step: str, tmp_path: Path) -> None:
+    """Labels that the original does not know: of each word, by its first letter."""
+    checkpoint = tiny_checkpoint(tmp_path / "tagger", task="token-classification", layers=1)
+    tagger = load_model(identify(str(checkpoint)))
+    words = tuple(tuple(text.split()) or ("x",) for text in tiny_texts(64))
+    labels = tuple(tuple(LABELS[ord(word[0]) % 3] for word in row) for row in words)
+    rows = Rows(words=words, labels=labels)
+    made = apply_steps([parse_step(step).step], tagger, Context(rows, 0, tmp_path / "made"))
+    encoded = encode(tagger, rows)
+    gold = gold_ids(tagger, rows, encoded)
+    before, after = (
+        float((reference_outputs(model, encoded).argmax(-1) == gold)[gold != IGNORED].mean())
+        for model in (tagger, made)
+    )
+    assert before < 0.6 < 0.9 < after
 
 
 def test_without_rows_there_is_nothing_to_learn_from(bert: Model) -> None:
