@@ -60,6 +60,8 @@ def _spell_as_translated(program: ExportedProgram) -> None:
     sizes: dict[str, Any] = {}
     for node in list(graph.nodes):
         target, arguments = node.target, list(node.args)
+        if node.op != "call_function":
+            continue
         if isinstance(node.meta.get("val"), torch.SymInt):
             _replace(node, sizes.setdefault(str(node.meta["val"]), node))
         elif target is aten._assert_tensor_metadata.default:
@@ -78,15 +80,20 @@ def _spell_as_translated(program: ExportedProgram) -> None:
         elif target is aten.adaptive_avg_pool2d.default and list(arguments[1]) == [1, 1]:
             node.target, node.args = aten.mean.dim, (arguments[0], [-1, -2], True)
         elif target is aten.batch_norm.default and not arguments[5]:
-            node.target = aten._native_batch_norm_legit_no_training.default
-            node.args = (*arguments[:5], *arguments[6:8])
-            with graph.inserting_after(node):
-                first = graph.call_function(operator.getitem, (node, 0))
-            first.meta = dict(node.meta)
-            node.meta = {**node.meta, "val": (node.meta["val"],)}
-            node.replace_all_uses_with(
-                first, delete_user_cb=lambda user, ours=first: user is not ours
-            )
+            _spell_norm(node)
+
+
+def _spell_norm(node: Any) -> None:
+    """A batch norm that does not learn: the first of three outputs."""
+    import torch
+
+    node.target = torch.ops.aten._native_batch_norm_legit_no_training.default
+    node.args = (*node.args[:5], *node.args[6:8])
+    with node.graph.inserting_after(node):
+        first = node.graph.call_function(operator.getitem, (node, 0))
+    first.meta = dict(node.meta)
+    node.meta["val"] = (node.meta["val"],)
+    node.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
 
 
 def _replace(node: Any, other: Any) -> None:
