@@ -117,7 +117,8 @@ def gold_ids(student: Model, rows: Rows, encoded: Encoded) -> Array:
     )
     if student.task == "token-classification":
         ids = np.full(next(iter(encoded.arrays.values())).shape[:2], IGNORED, np.int64)
-        ids[labelled] = token_labels(encoded.rows(np.array(labelled)), known)
+        places = np.array(labelled, np.int64)
+        ids[places] = token_labels(encoded.rows(places), known)
     else:
         ids = np.full(len(rows), IGNORED, np.int64)
         ids[labelled] = known
