@@ -13,7 +13,7 @@ from edgekit.artifact import Scheme
 from edgekit.model import Model, Quantized
 from edgekit.steps.quantize.calibrate import observed_ranges
 from edgekit.steps.quantize.points import Traced
-from edgekit.steps.quantize.static import fake_outputs, snap, traced, traced_once
+from edgekit.steps.quantize.static import fake_outputs, snap, traced
 from tests.export.cases import Array, Case, case
 
 INT8 = 9  # of TFLite's tensor types
@@ -53,7 +53,7 @@ def calibrated(model: Model, rows: Any, scheme: Scheme = "int8-static") -> tuple
     found.set_ranges(observed_ranges(model, found, rows, "min-max"))
     snap(found)
     model = replace(model, quantized=Quantized(scheme, found.ranges()))
-    return model, traced_once(model)
+    return model, traced(model)
 
 
 def constants(path: Path) -> Iterator[tuple[Array, Array | None]]:

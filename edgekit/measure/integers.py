@@ -45,9 +45,9 @@ def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[st
     if artifact.format == "torchscript":
         return None
     if artifact.scheme in STATIC:
-        from edgekit.steps.quantize.static import integer_weights, traced_once
+        from edgekit.steps.quantize.static import integer_weights, traced
 
-        return _hold(artifact.path, integer_weights(traced_once(model)), complete=True)
+        return _hold(artifact.path, integer_weights(traced(model)), complete=True)
     if artifact.scheme in _PER_ROW:
         return _hold(
             artifact.path, _rounded(model, bits if _reduced(artifact) else 8), complete=False

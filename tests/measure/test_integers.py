@@ -12,7 +12,7 @@ from edgekit.export import export_artifact
 from edgekit.measure.integers import check_integers
 from edgekit.model import Model, identify, load_model
 from edgekit.steps.quantize.grid import quantize
-from edgekit.steps.quantize.static import integer_weights, traced_once
+from edgekit.steps.quantize.static import integer_weights, traced
 from tests.static_cases import calibrated as calibrate
 from tests.static_cases import static_case
 from tests.tiny import tiny_checkpoint, tiny_texts
@@ -45,7 +45,7 @@ def test_a_static_file_is_held_to_every_weight(
     artifact = export_artifact(
         calibrated, tmp_path, format, "int8-static", lengths, any_length=not lengths
     )
-    expected = integer_weights(traced_once(calibrated))
+    expected = integer_weights(traced(calibrated))
     found = check_integers(artifact, calibrated)
     assert found is not None
     assert found["tensors"] + len(found["merged"]) == len(expected)

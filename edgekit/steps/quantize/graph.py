@@ -7,6 +7,7 @@ folded, what does nothing gone. The rules are those of ``points``.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,29 +50,28 @@ EMBEDDINGS, HEAD = "embeddings", "head"
 _NORMS = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
 
 
+# What torch traced of modules that still live, and what they looked like then: a trace takes
+# seconds, and a build needs the same one for each proof and each file.
+_programs: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+
+
 def traced_graph(
-    forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]
+    forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str], owner: nn.Module
 ) -> GraphModule:
     """``forward`` as a graph, as exporters will have rewritten it; its parameters stay shared.
 
-    example, varying: as ``example_inputs`` gives them. Raises ExportError when torch cannot trace
-    it.
+    example, varying: as ``example_inputs`` gives them. owner: the module that ``forward`` is made
+    of. Raises ExportError when torch cannot trace it.
     """
-    from edgekit.errors import ExportError
-    from edgekit.export.tracing import quiet_tracing, root_cause
-
-    dims = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(varying)}
-    with quiet_tracing():
-        try:
-            program = torch.export.export(
-                forward, tuple(example), dynamic_shapes=tuple(dims for _ in example)
-            )
-        except Exception as error:  # the module's own code runs here, and may raise anything
-            raise ExportError(
-                f"torch cannot trace this model ({root_cause(error)}), and a static file "
-                "needs that; choose --scheme int8-dynamic"
-            ) from error
-        module: Any = program.module(check_guards=False)
+    looks, program = _looks(forward, example, varying), None
+    if owner in _programs:
+        then, program = _programs[owner]
+        program = program if then == looks else None
+    if program is None:
+        program = _program(forward, example, varying)
+        _programs[owner] = looks, program
+    module: Any = program.module(check_guards=False)
+    _put_tensors(module, forward)
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is _aten._assert_tensor_metadata.default:
@@ -85,6 +85,59 @@ def traced_graph(
     _scale_early(graph)
     _fold_norms(module)
     return module
+
+
+def _looks(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]) -> Any:
+    """All that a trace depends on: kinds of modules, shapes, and which tensors are one."""
+    tensors = _tensors(forward)
+    numbers = {id(tensor): number for number, tensor in enumerate(tensors.values())}
+    return (
+        tuple(varying),
+        tuple((tensor.shape, tensor.dtype) for tensor in example),
+        [
+            (name, type(module), getattr(module, "finish", None))
+            for name, module in forward.named_modules()
+        ],
+        [
+            (name, tensor.shape, tensor.dtype, numbers[id(tensor)])
+            for name, tensor in tensors.items()
+        ],
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """By every name that they have."""
+    return dict(module.named_buffers(remove_duplicate=False)) | dict(
+        module.named_parameters(remove_duplicate=False)
+    )
+
+
+def _program(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]) -> Any:
+    from edgekit.errors import ExportError
+    from edgekit.export.tracing import quiet_tracing, root_cause
+
+    dims = {axis: torch.export.Dim.DYNAMIC for axis, _ in enumerate(varying)}
+    with quiet_tracing():
+        try:
+            return torch.export.export(
+                forward, tuple(example), dynamic_shapes=tuple(dims for _ in example)
+            )
+        except Exception as error:  # the module's own code runs here, and may raise anything
+            raise ExportError(
+                f"torch cannot trace this model ({root_cause(error)}), and a static file "
+                "needs that; choose --scheme int8-dynamic"
+            ) from error
+
+
+def _put_tensors(module: nn.Module, forward: nn.Module) -> None:
+    """Where a trace has a tensor of an earlier forward, that of this one."""
+    ours = _tensors(forward)
+    for part_name, part in module.named_modules():
+        for held in (part._parameters, part._buffers):
+            for leaf in held:
+                name = f"{part_name}.{leaf}" if part_name else leaf
+                if name in ours:
+                    held[leaf] = ours[name]
 
 
 def only_use(node: Any) -> bool:

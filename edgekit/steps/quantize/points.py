@@ -126,15 +126,16 @@ def trace(
     forward: nn.Module,
     example: Sequence[Tensor],
     varying: Sequence[str],
+    owner: nn.Module,
     float_layers: Collection[str] = (),
     bits: int = 8,
 ) -> Traced:
     """Put points into ``forward`` (see ``export_forward``); its parameters stay shared with it.
 
-    example, varying: as ``example_inputs`` gives them. float_layers: which layers stay float (rule
-    9). bits: of an activation, 8 or 16. Raises ExportError when torch cannot trace it.
+    example, varying, owner: as ``traced_graph`` takes them. float_layers: which layers stay float
+    (rule 9). bits: of an activation, 8 or 16. Raises ExportError when torch cannot trace it.
     """
-    module = traced_graph(forward, example, varying)
+    module = traced_graph(forward, example, varying, owner)
     return _Placing(module, names_of(module.graph), float_layers, bits).place()
 
 

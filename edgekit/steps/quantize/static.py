@@ -7,7 +7,6 @@ model is done to the model.
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from edgekit.artifact import MATRIX_BITS, STATIC, Scheme, activation_bits, one_o
 from edgekit.errors import ExportError, RecipeError
 from edgekit.export.static_tables import Tables
 from edgekit.export.tracing import example_inputs
-from edgekit.model import Model, Quantized, export_forward
+from edgekit.model import Model, export_forward
 from edgekit.preprocess import Array, Encoded, ImagePreprocessor, TextReader
 from edgekit.steps.needs import need_float
 from edgekit.steps.quantize.fake import Table, Weight
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 
 # Fewer rows than this leave some ranges to chance.
 _ENOUGH = 32
-# What ``traced_once`` made of models that still live, and for which grids.
-_made: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Quantized, Traced]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
@@ -48,22 +43,9 @@ def traced(model: Model, scheme: Scheme = "int8-static") -> Traced:
     scheme = scheme if model.quantized is None else model.quantized.scheme
     float_layers = () if model.quantized is None else model.quantized.float_layers
     bits = activation_bits(scheme)
-    found = trace(forward, example.tensors, example.dimensions, float_layers, bits)
+    found = trace(forward, example.tensors, example.dimensions, model.module, float_layers, bits)
     if model.quantized is not None and model.quantized.scheme in STATIC:
         found.set_ranges(model.quantized.ranges)
-    return found
-
-
-def traced_once(model: Model) -> Traced:
-    """``traced`` of a model on its grids, for readers: tracing takes seconds, and proofs are many.
-
-    All of them share it, so set its mode before running it, and change nothing else.
-    """
-    assert model.quantized is not None
-    quantized, found = _made.get(model.module, (None, None))
-    if found is None or quantized is not model.quantized:
-        found = traced(model)
-        _made[model.module] = model.quantized, found
     return found
 
 
@@ -215,7 +197,7 @@ def grids(found: Traced) -> list[Grid]:
 
 def output_step(model: Model) -> float:
     """What one integer of the output stands for: the unit that files differ by."""
-    *_, last = traced_once(model).points.values()
+    *_, last = traced(model).points.values()
     return last.grid.scale
 
 
@@ -247,7 +229,7 @@ def fake_outputs(model: Model, encoded: Encoded) -> Array:
 
     For token-classification [N, L, C] with zeros where a row has no token.
     """
-    found = traced_once(model)
+    found = traced(model)
     found.set_mode("fake")
     return outputs_of(found, model, encoded)
 

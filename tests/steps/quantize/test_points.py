@@ -1,6 +1,11 @@
 """Where a model's arithmetic is integer, and that rounding in training is the grid's."""
 
+import copy
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from edgekit.errors import ModelError
+from edgekit.model import export_forward
 from edgekit.steps.quantize.fake import Point, Table, Weight
 from edgekit.steps.quantize.grid import (
     Grid,
@@ -105,13 +111,39 @@ def test_norms_are_folded_and_nothing_changes() -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         before = net(x)
-        found = trace(net, (x,), ("batch",))
+        found = trace(net, (x,), ("batch",), net)
         assert not any("norm" in str(node.target) for node in found.module.graph.nodes)
         weight = net[0].weight.clone()
         assert (found.module(x) - before).abs().max() < 1e-5
         assert (net(x) - before).abs().max() < 1e-5
-        trace(net, (x,), ("batch",))
+        trace(net, (x,), ("batch",), net)
     assert torch.equal(net[0].weight, weight)  # type: ignore[arg-type]
+
+
+def test_a_second_trace_has_the_tensors_of_now() -> None:
+    model = replace(case("bert").model, module=copy.deepcopy(case("bert").model.module))
+    module: Any = model.module
+    ids = torch.randint(5, 20, (2, 8))
+    first = traced(model)
+    first.set_mode("fake")
+    with torch.no_grad():
+        module.bert.embeddings.position_embeddings.weight.add_(1)
+        module.classifier.bias.add_(1)
+        second = traced(model)
+        assert first.module is not second.module
+        expected = export_forward(model)(ids, torch.ones_like(ids))
+        assert (second.module(ids, torch.ones_like(ids)) - expected).abs().max() < 1e-5
+        module.classifier = nn.Linear(module.classifier.in_features, 7)
+        assert traced(model).module(ids, torch.ones_like(ids)).shape == (2, 7)
+
+
+def test_a_trace_does_not_keep_its_module_alive() -> None:
+    model = replace(case("bert").model, module=copy.deepcopy(case("bert").model.module))
+    gone = weakref.ref(model.module)
+    traced(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_weight_that_two_products_share_has_one_grid() -> None:

@@ -32,7 +32,6 @@ from edgekit.steps.quantize.static import (
     integer_weights,
     outputs_of,
     traced,
-    traced_once,
 )
 from edgekit.workbench import encode
 from tests.export.cases import case
@@ -184,7 +183,7 @@ def test_tflite_multiplies_floats_in_that_layer_alone(tmp_path: Path) -> None:
 
 def _hold(artifact: Any, model: Model) -> None:
     """What holds for any static file: integers, bytes; and what is said of the float layer."""
-    expected = integer_weights(traced_once(model))
+    expected = integer_weights(traced(model))
     assert all(holds(artifact.path, *each) for each in expected.values())
     assert wide_matrices(artifact.path) == []
     record = check_integers(artifact, model)
@@ -198,7 +197,7 @@ def _hold(artifact: Any, model: Model) -> None:
 
 
 def _near(model: Model, outputs: Any, fake: Any) -> None:
-    step = list(traced_once(model).points.values())[-1].grid.scale
+    step = list(traced(model).points.values())[-1].grid.scale
     assert np.abs(outputs - fake).max() <= 12 * step
 
 
