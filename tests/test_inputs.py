@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit.artifact import Format
 from edgekit.errors import EdgekitError, ModelError, RecipeError, UsageError
+from edgekit.export import export_artifact
+from edgekit.model import identify, load_model
 from tests.tiny import tiny_checkpoint
 from tests.tiny_data import table_file, texts
 from tests.tiny_project import plain_module
@@ -123,17 +126,19 @@ def test_a_plain_module_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [t["name"] for t in manifest["models"][0]["inputs"]] == ["features"]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float ONNX file with its tokenizer and config beside it, as other tools leave it."""
-    folder = tmp_path_factory.mktemp("exported")
+def _float_file(folder: Path, format: Format) -> Path:
+    """With its tokenizer and config beside it, as other tools leave it."""
     checkpoint = tiny_checkpoint(folder / "checkpoint", layers=1)
-    edgekit.build(checkpoint, target="linux-x86_64", scheme="fp32", output=folder / "dist")
+    model = load_model(identify(str(checkpoint)))
+    made = export_artifact(model, folder, format, "fp32", any_length=True)
     for name in ("tokenizer.json", "config.json"):
         (folder / name).write_bytes((checkpoint / name).read_bytes())
-    source = folder / "dist" / "linux-x86_64" / "model.onnx"
-    (folder / "float.onnx").write_bytes(source.read_bytes())
-    return folder / "float.onnx"
+    return made.path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _float_file(tmp_path_factory.mktemp("exported"), "onnx")
 
 
 @pytest.mark.slow
@@ -171,9 +176,7 @@ def test_an_exported_file_is_refused_what_only_a_checkpoint_can(
 def test_tflite_and_torchscript_files_are_models_too(
     tmp_path: Path, target: str, file: str
 ) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", layers=1)
-    first = edgekit.build(checkpoint, target=target, scheme="fp32", output=tmp_path / "float")
-    source = first.bundles[0].path / f"model.{file}"
+    source = _float_file(tmp_path / "float", "torchscript" if file == "pt" else "tflite")
     scheme = "fp32" if file == "pt" else None  # TorchScript cannot be edited
     edgekit.build(source, target=target, scheme=scheme, output=tmp_path / "dist")
     assert edgekit.verify(tmp_path / "dist" / target).verdict.outcome == "pass"

@@ -181,7 +181,6 @@ def files(bert: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Art
     [
         ("onnx-fp32", "cortex-a53"),
         ("onnx-int8-dynamic", "cortex-a76"),
-        ("tflite-int8-dynamic", "cortex-a53"),
         ("tflite-int8-dynamic", "cortex-a710"),
     ],
 )
