@@ -179,8 +179,8 @@ def files(bert: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Art
 @pytest.mark.parametrize(
     ("name", "core"),
     [
-        ("onnx-fp32", "cortex-a53"),
         ("onnx-int8-dynamic", "cortex-a76"),
+        ("tflite-fp32", "cortex-a53"),
         ("tflite-int8-dynamic", "cortex-a710"),
     ],
 )
