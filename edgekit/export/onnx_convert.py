@@ -69,11 +69,14 @@ def _spell_as_translated(program: ExportedProgram) -> None:
         elif node.kwargs:
             continue
         elif target is aten.to.dtype and len(arguments) == 2:
+            if _dtype(arguments[0]) == arguments[1]:
+                _replace(node, arguments[0])
+                continue
             node.target = aten._to_copy.default
             node.args, node.kwargs = (arguments[0],), {"dtype": arguments[1]}
         elif target is aten.rsub.Scalar and len(arguments) == 2:
             node.target, node.args = aten.sub.Tensor, (arguments[1], arguments[0])
-        elif target is aten.add_.Tensor and _is_its_own(arguments[0], node):
+        elif target is aten.add_.Tensor and _is_its_own(arguments[0], node, arguments[1]):
             node.target = aten.add.Tensor
         elif target in (aten.dropout.default, aten.dropout_.default) and not arguments[2]:
             _replace(node, arguments[0])
@@ -102,11 +105,17 @@ def _replace(node: Any, other: Any) -> None:
         node.graph.erase_node(node)
 
 
-def _is_its_own(node: Any, changed_by: Any) -> bool:
-    """Whether no other operator can see what ``changed_by`` changes of it in place."""
+def _is_its_own(node: Any, changed_by: Any, added: Any) -> bool:
+    """Whether nothing else sees what ``changed_by`` adds to it in place, and no dtype differs."""
     schema = getattr(node.target, "_schema", None)
     is_new = schema is not None and all(each.alias_info is None for each in schema.returns)
-    return is_new and list(node.users) == [changed_by]
+    alike = _dtype(added) in (None, _dtype(node))
+    return is_new and alike and list(node.users) == [changed_by]
+
+
+def _dtype(value: Any) -> Any:
+    """Of a node's tensor; ``None`` of a number."""
+    return getattr(getattr(value, "meta", {}).get("val"), "dtype", None)
 
 
 def _is_translated(program: ExportedProgram, registry: Any) -> bool:

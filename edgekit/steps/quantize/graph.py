@@ -95,7 +95,7 @@ def _looks(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]
         tuple(varying),
         tuple((tensor.shape, tensor.dtype) for tensor in example),
         [
-            (name, type(module), getattr(module, "finish", None))
+            (name, type(module), module.training, getattr(module, "finish", None))
             for name, module in forward.named_modules()
         ],
         [
