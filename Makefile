@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One more than there are cores: some always wait, for a browser or for pip.
 WORKERS = $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+# Bytecode is kept even where the machine turns that off: processes by the hundred start from it.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test quick lint clean
@@ -16,10 +18,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/edgekit build --target android-arm64 --budget 30MB
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -52,6 +52,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+# Tracing makes objects by the million, and hardly any garbage: looking for it took a tenth of all
+# time. ``small_heap`` takes out what there is.
+gc.set_threshold(100_000, 50, 1000)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_heap() -> None:
     """accelerate collects garbage after each training: among what is new, not all of torch."""

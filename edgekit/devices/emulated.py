@@ -203,6 +203,7 @@ def _guest(
         "PYTHONPATH": str(home / "site"),
         "LD_LIBRARY_PATH": "",  # the host's libraries are no use to the guest
         "LD_PRELOAD": "",
+        "PYTHONDONTWRITEBYTECODE": "",  # compiling takes most of the time there
     }
     return command, environment
 

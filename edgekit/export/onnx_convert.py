@@ -60,7 +60,8 @@ def _spell_as_translated(program: ExportedProgram) -> None:
     sizes: dict[str, Any] = {}
     for node in list(graph.nodes):
         target, arguments = node.target, list(node.args)
-        if node.op != "call_function":
+        # The program knows its outputs by the names of their nodes.
+        if node.op != "call_function" or any(user.op == "output" for user in node.users):
             continue
         if isinstance(node.meta.get("val"), torch.SymInt):
             _replace(node, sizes.setdefault(str(node.meta["val"]), node))
@@ -107,7 +108,8 @@ def _replace(node: Any, other: Any) -> None:
 
 def _is_its_own(node: Any, changed_by: Any, added: Any) -> bool:
     """Whether nothing else sees what ``changed_by`` adds to it in place, and no dtype differs."""
-    schema = getattr(node.target, "_schema", None)
+    made_by = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(made_by.target, "_schema", None)
     is_new = schema is not None and all(each.alias_info is None for each in schema.returns)
     alike = _dtype(added) in (None, _dtype(node))
     return is_new and alike and list(node.users) == [changed_by]

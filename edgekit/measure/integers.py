@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.artifact import STATIC, Artifact
+from edgekit.artifact import MATRIX_BITS, STATIC, Artifact
 from edgekit.contents.integers import StoredIntegers, read_integers
 from edgekit.errors import ProofError
+from edgekit.export.onnx_weights import BLOCK
+from edgekit.export.packing import table_bits
+from edgekit.export.tflite_weights import matrix_bits
 from edgekit.steps.quantize.grid import quantize
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ Array = np.ndarray[Any, Any]
 Expected = Mapping[str, tuple[Array, Array]]
 
 _SCALES = 2e-6  # a few roundings of float32
-_PER_ROW = ("int8-dynamic", "int8-weights")
+_WEIGHTS = ("int8-dynamic", "int8-weights", *MATRIX_BITS)
 
 
 def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[str, Any] | None:
@@ -48,27 +51,31 @@ def check_integers(artifact: Artifact, model: "Model", bits: int = 8) -> dict[st
         from edgekit.steps.quantize.static import integer_weights, traced
 
         return _hold(artifact.path, integer_weights(traced(model)), complete=True)
-    if artifact.scheme in _PER_ROW:
-        return _hold(
-            artifact.path, _rounded(model, bits if _reduced(artifact) else 8), complete=False
-        )
+    if artifact.scheme in _WEIGHTS:
+        return _hold(artifact.path, _rounded(artifact, model, bits), complete=False)
     return None
 
 
-def _reduced(artifact: Artifact) -> bool:
-    return artifact.format == "onnx" and artifact.scheme == "int8-dynamic"
-
-
-def _rounded(model: "Model", bits: int) -> Expected:
-    """Every product's weight, of so many bits, and every table of 8; a scale a row."""
+def _rounded(artifact: Artifact, model: "Model", bits: int) -> Expected:
+    """Every product's weight and every table, a scale a row or a block of a row."""
     from torch import nn
 
+    onnx, scheme = artifact.format == "onnx", artifact.scheme
+
+    def of_product(weight: Array) -> tuple[Array, Array]:
+        if onnx and scheme in MATRIX_BITS:
+            return quantize(weight, MATRIX_BITS[scheme], block=BLOCK)
+        if onnx:
+            return quantize(weight, bits if scheme == "int8-dynamic" else 8)
+        return quantize(weight, matrix_bits(scheme, weight.shape))
+
     return {
-        f"{name}.weight": quantize(
-            part.weight.detach().numpy(), bits if isinstance(part, nn.Linear) else 8
-        )
+        f"{name}.weight": of_product(weight)
+        if isinstance(part, nn.Linear)
+        else quantize(weight, table_bits(scheme, weight.shape))
         for name, part in model.module.named_modules()
         if isinstance(part, nn.Linear | nn.Embedding)
+        for weight in [part.weight.detach().numpy()]
     }
 
 
@@ -92,6 +99,8 @@ def _hold(path: Path, expected: Expected, *, complete: bool) -> dict[str, Any]:
             stored = rows
             integers = integers.reshape(-1, integers.shape[-1])
             integers = integers[: rows.values.size // integers.shape[-1]]
+        if stored is not None and 2 * stored.values.size == integers.size:
+            stored = stored.in_halves()
         if stored is None:
             if complete:
                 raise ProofError(
@@ -136,9 +145,9 @@ def _equal(path: Path, name: str, stored: StoredIntegers, integers: Array, scale
             f"{path.name}: {count} integers of {name} differ from the model's; this is a bug of "
             "edgekit, please report it"
         )
-    if stored.scales is None or len(stored.scales) != len(scales):
+    if stored.scales is None or stored.scales.size != scales.size:
         return
-    ratios = stored.scales.astype(np.float64) / scales.astype(np.float64)
+    ratios = stored.scales.astype(np.float64) / scales.astype(np.float64).reshape(-1)
     if np.ptp(ratios) > _SCALES * ratios.mean():
         raise ProofError(
             f"{path.name}: the scales of {name} are not the model's; this is a bug of edgekit, "

@@ -294,14 +294,24 @@ def test_damage_is_seen(copy: Path, damage: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_set_ups_at_once_mend_a_damaged_one(copy: Path, tmp_path: Path) -> None:
-    """With what a killed set-up left; both end well, and no trace of either is left."""
+def test_two_set_ups_at_once_mend_a_damaged_one(prepared: Path, copy: Path, tmp_path: Path) -> None:
+    """With what a killed set-up left; both end well, and no trace of either is left.
+
+    What they fill a folder with is there already: ``prepared`` has just shown how it is fetched.
+    """
     broken = next(copy.glob("site/onnxruntime/capi/*.so"))
     broken.unlink()
     leftover = copy.with_name(copy.name + ".1234")
     (leftover / "partial" / "rootfs").mkdir(parents=True)
-    code = "from edgekit.devices.device import open_device as o; o('emulated:arm64').set_up()"
-    command = [sys.executable, "-c", code]
+    code = (
+        "import shutil, sys, time; from edgekit.devices import emulated\n"
+        "def fill(partial):\n"
+        "    time.sleep(1)\n"
+        "    shutil.copytree(sys.argv[1], partial, symlinks=True, dirs_exist_ok=True)\n"
+        "emulated._fill = fill\n"
+        "emulated.Emulated().set_up()\n"
+    )
+    command = [sys.executable, "-c", code, str(prepared / HOME)]
     running = [subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.PIPE) for _ in range(2)]
     for process in running:
         _, stderr = process.communicate()

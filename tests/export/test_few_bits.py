@@ -16,8 +16,10 @@ from onnx import helper, numpy_helper
 
 from edgekit.artifact import Format, Scheme
 from edgekit.contents import read_contents
+from edgekit.errors import ProofError
 from edgekit.export import export_artifact
 from edgekit.export.packing import pack_bits, pack_rows
+from edgekit.measure.integers import check_integers
 from edgekit.model import Model, identify, load_model, reference_outputs
 from edgekit.steps.quantize.grid import dequantize, quantize
 from tests.export.test_onnx import run
@@ -82,6 +84,20 @@ def matrices(path: Path) -> list[tuple[Array, Array]]:
             integers = signed(numbers(data, bits), bits).reshape(tensor.shape)
             found.append((integers, tensor.quantization.scale.reshape(-1, 1)))
     return found
+
+
+def largest_matrix(path: Path) -> bytes:
+    """The bytes of the file's largest matrix of 4 or 2 bits."""
+    if path.suffix == ".onnx":
+        packed = [t.raw_data for t in onnx.load(path).graph.initializer if t.data_type == 2]
+    else:
+        model = raw_model(path)
+        packed = [
+            bytes(model.buffers[t.buffer].data)
+            for t in model.subgraphs[0].tensors
+            if t.type in PACKED
+        ]
+    return max(packed, key=len)
 
 
 def word_bytes(path: Path) -> Array:
@@ -161,6 +177,14 @@ def test_a_file_holds_the_grids_integers_and_answers_by_them(
     assert read_contents(made.path).bytes_per_dtype()[f"int{bits}"] == sum(
         len(key) * count * bits // 8 for key, count in expected.items()
     )
+
+    proof = check_integers(made, bert)
+    assert proof is not None and proof["tensors"] == 15  # all but two small tables
+    content = bytearray(made.path.read_bytes())
+    content[content.find(largest_matrix(made.path))] ^= 1
+    made.path.write_bytes(content)
+    with pytest.raises(ProofError, match=r"1 integers of bert\..*\.weight differ"):
+        check_integers(made, bert)
 
 
 @pytest.mark.slow

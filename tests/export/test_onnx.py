@@ -26,7 +26,6 @@ from edgekit.model import Model
 from edgekit.steps.quantize.grid import quantize_int8
 from tests.export.cases import DISTINCT, INT8_COSINE, Array, case, each_case
 from tests.old_runtimes import python_with
-from tests.tiny import IMAGE_FAMILIES
 
 each_family = each_case(
     ("bert", "text-classification"),
@@ -120,23 +119,64 @@ def test_fp32_gives_the_originals_answers(family: str, task: str) -> None:
     )
 
 
+class Pictures(nn.Module):
+    """What image models have that torch breaks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        state = self.norm(self.filter(pixels))
+        state += pixels
+        return self.head(self.dropout(self.pool(state).flatten(1)))
+
+
+class Ends(nn.Module):
+    """It ends with what is called otherwise elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.norm(x))
+
+
+def test_what_a_model_ends_with_keeps_its_name(tmp_path: Path) -> None:
+    module, x = Ends().eval(), torch.randn(4, 6)
+    for number, end in enumerate((module, module.norm)):
+        model = Model(end, "module", None, None, None, (), example={"input": x})
+        made = export_onnx(model, tmp_path / str(number), scheme="fp32")
+        feeds = {made.inputs[0].name: x.numpy()}
+        np.testing.assert_allclose(run(made.path, feeds), end(x).detach(), atol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "mobilenet_v2"])
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
 def test_what_torch_need_not_break_up_gives_the_same_operators(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = "image-classification" if family in IMAGE_FAMILIES else "text-classification"
+    model, feeds = case("bert").model, case("bert").feeds()
+    if kind == "pictures":
+        pixels = torch.randn(2, 3, 8, 8)
+        example, feeds = {"pixels": pixels}, {"pixels": pixels.numpy()}
+        model = Model(Pictures().eval(), "module", None, None, None, (), example=example)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_convert, "_is_translated", lambda *_: False)
     monkeypatch.setattr(onnx_convert, "_spell_as_translated", lambda _: None)
-    made = case(family, task)
-    broken_up = export_onnx(made.model, tmp_path / "broken-up", scheme="fp32").path
+    broken_up = export_onnx(model, tmp_path / "broken-up", scheme="fp32").path
     monkeypatch.undo()
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "another"))
     monkeypatch.delattr("torch.export.ExportedProgram.run_decompositions")
-    as_is = export_onnx(made.model, tmp_path / "as-is", scheme="fp32").path
+    as_is = export_onnx(model, tmp_path / "as-is", scheme="fp32").path
     assert operators(as_is) == operators(broken_up)
-    np.testing.assert_array_equal(run(as_is, made.feeds()), run(broken_up, made.feeds()))
+    np.testing.assert_array_equal(run(as_is, feeds), run(broken_up, feeds))
 
 
 def operators(path: Path) -> Counter[str]:
