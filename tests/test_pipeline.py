@@ -25,6 +25,7 @@ from edgekit.errors import BudgetError, BundleError, OutputError, ProofError, Re
 from edgekit.events import Event
 from edgekit.pipeline import BuildResult
 from tests.export.test_onnx import session as onnx_session
+from tests.fresh import Fresh, run_fresh
 from tests.tiny import tiny_checkpoint
 from tests.tiny_project import TinyProject, plain_module, tiny_project
 
@@ -448,7 +449,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _command(output: Path) -> list[str]:
     flags = ["--target", "linux-x86_64", "--output", str(output)]
-    return [sys.executable, "-m", "edgekit", "build", "mine:small", *flags]
+    return ["-m", "edgekit", "build", "mine:small", *flags]
 
 
 @pytest.mark.slow
@@ -462,14 +463,13 @@ def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "killed"))
     output = tmp_path / "dist"
     for done in ("loading", "running the fp32 original"):
-        with subprocess.Popen(_command(output), stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
+        with Fresh(_command(output)) as process:
             assert any(done in line for line in process.stdout)
-            time.sleep(1)
+            time.sleep(0.3)
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert not (output / "linux-x86_64").exists()
-    subprocess.run(_command(output), check=True, capture_output=True)
+    run_fresh(_command(output))
     assert (output / "linux-x86_64" / "model.onnx").read_bytes() == expected
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
@@ -480,15 +480,9 @@ def test_two_builds_at_once_both_succeed(
 ) -> None:
     monkeypatch.chdir(plain)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    processes = [
-        subprocess.Popen(
-            _command(tmp_path / "dist"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()
+    with Fresh(_command(tmp_path / "dist")) as one, Fresh(_command(tmp_path / "dist")) as other:
+        for process in (one, other):
+            assert process.wait() == 0, process.stderr.read()
     assert edgekit.verify(tmp_path / "dist" / "linux-x86_64").verdict.outcome == "pass"
 
 
@@ -509,7 +503,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         'disk=$1 left=$2; shift 2; mount -t tmpfs -o size=24k none "$disk" && "$@"; code=$?; '
         'ls -A "$disk" >"$left"; exit $code'
     )
-    command = [*alone, "sh", "-c", inside, "sh", str(disk), str(left), *_command(tmp_path / "dist")]
+    build = [sys.executable, *_command(tmp_path / "dist")]
+    command = [*alone, "sh", "-c", inside, "sh", str(disk), str(left), *build]
     done = subprocess.run(command, cwd=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]

@@ -5,8 +5,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +21,7 @@ from edgekit.examples import Batch, Examples, batches, collate, teacher_outputs,
 from edgekit.preprocess import Encoded
 from edgekit.train import Training, train
 from edgekit.train_curves import curves_in
+from tests.fresh import Fresh
 
 from .tiny_training import TRAINING, bag, cross_entropy, learn, texts
 
@@ -279,14 +278,8 @@ def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL after step 20, in the second epoch, then to the end."""
     whole, cut = bag(), bag()
     learn(tmp_path / "whole", whole)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tiny_training", str(tmp_path / "cut"), "20"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), done.stderr
+    with Fresh(["-m", "tests.tiny_training", str(tmp_path / "cut"), "20"]) as done:
+        assert (done.wait(), done.stdout.read()) == (-signal.SIGKILL, ""), done.stderr.read()
     assert learn(tmp_path / "cut", cut).resumed_from == 19
     assert same(weights(whole), weights(cut))
 

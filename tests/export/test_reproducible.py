@@ -1,8 +1,5 @@
 """The same model makes the same bytes, in whatever process and after whatever else."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import pytest
 from edgekit.artifact import Format
 from edgekit.export import export_artifact
 from tests.export.cases import case, tells_of_this_machine
+from tests.fresh import Fresh
 from tests.tiny import tiny_checkpoint
 
 _FILES: dict[Format, str] = {
@@ -30,14 +28,16 @@ for format in sys.argv[3:]:
 
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes_without_a_trace_of_this_machine(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
-    command = [sys.executable, "-c", _SCRIPT, str(checkpoint), str(tmp_path / "there"), *_FILES]
     # A store of its own, so that it converts again.
-    own = {**os.environ, "EDGEKIT_CACHE": str(tmp_path / "cache")}
-    finished = subprocess.run(command, capture_output=True, check=True, text=True, env=own)
-    assert finished.stdout + finished.stderr == ""
+    with monkeypatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+        arguments = ["-c", _SCRIPT, str(checkpoint), str(tmp_path / "there"), *_FILES]
+        with Fresh(arguments) as process:
+            assert process.stdout.read() + process.stderr.read() == ""
+            assert process.wait() == 0
     for format, name in _FILES.items():
         # This process has traced other models before: nothing of that may show.
         here = tmp_path / "here" / format

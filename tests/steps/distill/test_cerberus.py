@@ -1,7 +1,5 @@
 """Heads on a shared body: what is shared, who teaches whom, and that it ships like any model."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.cerberus import Cerberus, heads_loss
 from edgekit.workbench import encode
+from tests.fresh import run_fresh
 from tests.tiny import tiny_checkpoint, tiny_texts
 from tests.tiny_project import TinyProject, tiny_project
 
@@ -283,12 +282,6 @@ def test_another_process_loads_it_without_its_teachers(built: tuple[TinyProject,
         "print(type(module).__name__, module.config.model_type, module.config.heads)\n"
         "print(module(torch.tensor([[3, 7, 4]])).logits.exp().sum().item())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(built[1] / "made")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    name, total = done.stdout.splitlines()
+    name, total = run_fresh(["-c", code, str(built[1] / "made")]).splitlines()
     assert name == "CerberusForSequenceClassification edgekit-cerberus 2"
     assert float(total) == pytest.approx(1, abs=1e-5)

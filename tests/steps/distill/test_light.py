@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from edgekit.steps.distill.light import answer_loss, at_words, build
 from edgekit.steps.distill.variations import variations
 from edgekit.steps.distill.words import SPECIAL, words_of
 from edgekit.workbench import encode
+from tests.fresh import run_fresh
 from tests.tiny import tiny_checkpoint, tiny_texts
 from tests.tiny_light import KINDS, LABELS, outline, tiny_step, tiny_student, topics
 from tests.tiny_project import tiny_project
@@ -169,9 +168,8 @@ def test_a_build_ends_in_a_bundle_that_needs_neither_teacher_nor_eval_rows(tmp_p
         each.unlink()
     assert edgekit.verify(folder).verdict.outcome == "pass"
     code = "import edgekit, sys; print(type(edgekit.load(sys.argv[1])).__name__)"
-    fresh = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "student0")]
-    said = subprocess.run(fresh, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "NgramForSequenceClassification"
+    said = run_fresh(["-c", code, str(tmp_path / "student0")])
+    assert said.strip() == "NgramForSequenceClassification"
 
 
 def outline_student(task):

@@ -1,8 +1,6 @@
 """Factored matrices: the numbers on disk, the errors of the best products, planted structure."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from edgekit.steps.distill.distill import Distill
 from edgekit.steps.factorize.factorize import Factorize, factors
 from edgekit.steps.prune.drop_layers import DropLayers
 from edgekit.steps.quantize.quantize_aware_train import QuantizeAwareTrain
+from tests.fresh import run_fresh
 from tests.static_cases import calibrated
 from tests.tiny import tiny_checkpoint, tiny_texts
 
@@ -235,8 +234,8 @@ np.save(sys.argv[2], reference_outputs(model, model.preprocessor.encode(texts)))
 def test_a_fresh_process_loads_it(tmp_path: Path) -> None:
     after = factorized(model_of(tmp_path / "whole"), "IV", left_rank=5, right_rank=7, bank=6)
     save_model(after, tmp_path / "after")
-    command = [sys.executable, "-c", LOADING, str(tmp_path / "after"), str(tmp_path / "out.npy")]
-    subprocess.run([*command, *(ROWS.texts or ())], check=True, capture_output=True)
+    files = [str(tmp_path / "after"), str(tmp_path / "out.npy")]
+    run_fresh(["-c", LOADING, *files, *(ROWS.texts or ())])
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), answers(after), atol=1e-6)
 
 

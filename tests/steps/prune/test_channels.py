@@ -1,7 +1,5 @@
 """Channels taken out: how many, the answers of the model with them silent, saved and exported."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from edgekit.preprocess import Encoded
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
 from edgekit.steps.prune.channels import left
+from tests.fresh import run_fresh
 from tests.tiny import tiny_checkpoint
 
 pytest.importorskip("torch_pruning")
@@ -130,7 +129,7 @@ def answers_of_a_fresh_process(folder: Path) -> Any:
         "assert 'torch_pruning' not in sys.modules;"
         "np.save(sys.argv[1] + '/found.npy', m(x).logits.detach().numpy())"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    run_fresh(["-c", code, str(folder)])
     return np.load(folder / "found.npy")
 
 

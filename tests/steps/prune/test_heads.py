@@ -1,8 +1,6 @@
 """Heads and neurons taken out: the same answers as with them masked, budgets, files, refusals."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +25,7 @@ from edgekit.steps.prune.importance import importances
 from edgekit.steps.prune.pruning import Amount
 from edgekit.steps.prune.slicing import Kept, cut, everything, own_layers
 from edgekit.steps.quantize.calibrate import Calibrate
+from tests.fresh import run_fresh
 from tests.steps.prune.pruned import ROWS, mask, masked, model_of, reader, rows_of
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "albert", "vit")
@@ -79,8 +78,7 @@ def answers_of_a_fresh_process(checkpoint: Path) -> Any:
         "np.save(sys.argv[2], reference_outputs(model, rows))\n"
     )
     out = checkpoint.parent / "out.npy"
-    command = [sys.executable, "-c", program, str(checkpoint), str(out)]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    run_fresh(["-c", program, str(checkpoint), str(out)])
     return np.load(out)
 
 
