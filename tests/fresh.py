@@ -3,6 +3,8 @@
 A Python that has torch, transformers and edgekit imported takes ten seconds to come to that. Here
 one server imports them, for all workers of a run, and forks a process for each one asked for: it
 has the modules, and nothing else of what a test did. What is about imports takes ``subprocess``.
+
+``python -m tests.fresh -m module …`` is such a process for one that starts others by a command.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import IO, Any
 from filelock import FileLock
 
 _ROOT = Path(__file__).parents[1]
+_RUN = "EDGEKIT_TEST_RUN"  # the process that runs the tests
 _IMPORTED = (
     "edgekit.cli.build",
     "edgekit.data",
@@ -51,19 +54,16 @@ class Fresh:
         self.stdout: IO[str] = os.fdopen(out)
         self.stderr: IO[str] = os.fdopen(err)
         self.returncode: int | None = None
-        asked = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ)}
-        self._server = _connected()
-        socket.send_fds(self._server, [json.dumps(asked).encode() + b"\n"], [stdout, stderr])
+        with Path(os.devnull).open() as nothing:
+            self._replies = _ask(arguments, cwd or Path.cwd(), [nothing.fileno(), stdout, stderr])
         os.close(stdout)
         os.close(stderr)
-        self._replies = self._server.makefile()
         self.pid = int(self._replies.readline())
 
     def wait(self) -> int:
         if self.returncode is None:
             self.returncode = int(self._replies.readline())
             self._replies.close()
-            self._server.close()
         return self.returncode
 
     def kill(self) -> None:
@@ -88,10 +88,19 @@ def run_fresh(arguments: list[str], cwd: Path | None = None) -> str:
     return printed
 
 
+def _ask(arguments: list[str], cwd: Path, files: list[int]) -> IO[str]:
+    """Where the server says the number of the process, and then what it ended with."""
+    asked = {"arguments": arguments, "cwd": str(cwd), "env": dict(os.environ)}
+    with _connected() as server:
+        socket.send_fds(server, [json.dumps(asked).encode()], files)
+        server.shutdown(socket.SHUT_WR)
+        return server.makefile()
+
+
 def _connected() -> socket.socket:
     """To the server of this run, which is started when there is none."""
     workers = "PYTEST_XDIST_WORKER" in os.environ
-    run = os.getppid() if workers else os.getpid()
+    run = int(os.environ.setdefault(_RUN, str(os.getppid() if workers else os.getpid())))
     address = Path(f"/tmp/edgekit-fresh-{os.getuid()}-{run}")
     with FileLock(f"{address}.lock"):
         for _ in range(600):
@@ -151,12 +160,14 @@ def _is_alive(process: int) -> bool:
 def _handle(connection: socket.socket) -> None:
     """Start the process, say its number, and then what it ended with."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    data, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    data, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    while more := connection.recv(1 << 20):
+        data += more
     asked = json.loads(data)
     child = os.fork()
     if child == 0:
         connection.close()
-        for number, file in enumerate(files, 1):
+        for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
         _become(asked)
@@ -174,6 +185,7 @@ def _become(asked: dict[str, Any]) -> None:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     sys.path[0] = asked["cwd"]
+    sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.argv = [what if kind == "-m" else kind, *rest]
     status = 1
@@ -195,5 +207,15 @@ def _become(asked: dict[str, Any]) -> None:
         os._exit(status)
 
 
+def _stand_for(arguments: list[str]) -> int:
+    """Run it in a fresh process that reads and writes where this one does."""
+    replies = _ask(arguments, Path.cwd(), [0, 1, 2])
+    pid = int(replies.readline())
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+    return int(replies.readline())
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "-m":
+        sys.exit(_stand_for(sys.argv[1:]))
     _serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -47,13 +47,13 @@ def test_without_the_encoder_package_the_mend_is_named(monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Event]]]:
-    """The checkpoint of every third row, and what was told while it was made."""
+    """The checkpoint of every sixth row, and what was told while it was made."""
     own, rows = sample.data, _rows(sample.data("banking77")[0])
     part = tmp_path_factory.mktemp("rows") / "train.csv"
     with part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows[::3])
+        writer.writerows(rows[::6])
     events: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample, "data", lambda name: (part, own(name)[1]))

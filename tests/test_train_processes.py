@@ -85,7 +85,13 @@ def _build(project: TinyProject, folder: Path, step: str, launch: str, **options
 
 
 @pytest.mark.slow
-def test_a_launched_build_ends_as_one_process_does(project: TinyProject, tmp_path: Path) -> None:
+def test_a_launched_build_ends_as_one_process_does(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "edgekit.pipeline.read_launcher", lambda text: (*read_launcher(text), "-m", "tests.fresh")
+    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     events: list[Event] = []
     launch = "torchrun --nproc-per-node 2 --max-restarts 1"
     step = "finetune:what=head,epochs=2,batch=8"
@@ -135,6 +141,8 @@ def test_what_a_launched_process_says_is_raised_here(
     project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process itself, without a launcher between."""
-    monkeypatch.setattr("edgekit.pipeline.read_launcher", lambda text: (sys.executable,))
+    command = (sys.executable, "-m", "tests.fresh")
+    monkeypatch.setattr("edgekit.pipeline.read_launcher", lambda text: command)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     with pytest.raises(UsageError, match="max-minutes 1e-05 is too short"):
         _build(project, tmp_path, "finetune:what=head,max-minutes=0.00001", "torchrun")

@@ -49,11 +49,11 @@ def test_files_are_run_beside_each_other() -> None:
     rows = {"rows": [{"inputs": {"x": [1.0] * _WIDTH}}] * 8, "tolerance": {}}
     for name, layers in (("quick", 40), ("slow", 120)):
         write_bundle(Path(name), content=_chain(layers), golden=rows)
-    (slower,) = edgekit.gate("slow", against="quick", seconds=1.5).findings
+    (slower,) = edgekit.gate("slow", against="quick", seconds=0.7).findings
     assert slower.outcome == "fail"
     assert slower.value is not None and slower.value > 1.5
     assert slower.before == "" and "side by side on this machine" in slower.reason
-    (faster,) = edgekit.gate("quick", against="slow", seconds=1.5).findings
+    (faster,) = edgekit.gate("quick", against="slow", seconds=0.7).findings
     assert faster.outcome == "pass"
 
 

@@ -80,7 +80,7 @@ def chain(path: Path, layers: int) -> Artifact:
 def test_a_file_with_twice_the_layers_is_slower(tmp_path: Path) -> None:
     rows = Encoded({"x": np.ones((64, 256), np.float32)}, None)
     short, long = chain(tmp_path / "short.onnx", 100), chain(tmp_path / "long.onnx", 200)
-    found = compare(long, short, rows, threads=1, seconds=6)
+    found = compare(long, short, rows, threads=1, seconds=2)
     assert found.ratio == pytest.approx(2.0, rel=0.25)
     assert found.outcome in ("slower", "inconclusive")
-    assert compare(short, long, rows, threads=1, seconds=6).outcome in ("faster", "inconclusive")
+    assert compare(short, long, rows, threads=1, seconds=2).outcome in ("faster", "inconclusive")

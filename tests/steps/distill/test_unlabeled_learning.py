@@ -19,7 +19,7 @@ from tests.tiny import tiny_checkpoint, tiny_texts
 from tests.tiny_project import random_texts, tiny_project
 
 LABELS = ("a", "b", "c")
-STEPS = 150
+STEPS = 130
 
 
 @pytest.fixture(scope="module")
