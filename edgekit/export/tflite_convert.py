@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, ExportError
+from edgekit.export.decompose import decompose
 from edgekit.export.tflite_file import read_program
 from edgekit.export.tflite_graph import Graph
 from edgekit.export.tflite_simplify import simplify
@@ -72,13 +73,15 @@ def _convert(
     """Let litert-torch 0.10, which takes modules alone, work with the program that we have.
 
     It breaks operators up twice, each time as long as all the rest takes. The passes between are
-    about layouts: where there is nothing for them to do, the second time alone gives the same file.
+    about layouts: where there is nothing for them to do, the second time alone gives the same file,
+    and so does breaking them up one by one.
     """
     import litert_torch
     import torch
     from litert_torch._convert import core
 
     own_export, own_signature = torch.export.export, core.export_torch_signature
+    run_anew = torch.export.ExportedProgram.run_decompositions
     twice = any(str(node.target).startswith(_LAID_OUT) for node in program.graph.nodes)
 
     def export(module: nn.Module, *args: Any, **kwargs: Any) -> ExportedProgram:
@@ -88,9 +91,13 @@ def _convert(
         made: ExportedProgram = own_signature(signature, **options, run_decompositions=twice)
         return made
 
+    def break_up(program: ExportedProgram, table: Any) -> ExportedProgram:
+        return run_anew(program, table) if twice else decompose(program, table, run_anew)
+
     litert_torch.progress.config.show_progress = False
     with (
         torch.no_grad(),
+        mock.patch.object(torch.export.ExportedProgram, "run_decompositions", break_up),
         mock.patch.object(torch.export, "export", export),
         mock.patch.object(core, "export_torch_signature", export_signature),
     ):
