@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # One more than there are cores: some always wait, for a browser or for pip.
 WORKERS = $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 # Bytecode is kept even where the machine turns that off: processes by the hundred start from it.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test quick lint clean

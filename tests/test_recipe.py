@@ -43,6 +43,7 @@ def test_text_and_table_make_the_same_step() -> None:
     assert text.step == TrimVocabulary(min_count=2, words=Path("words.txt"))
 
 
+@pytest.mark.slow
 @given(st.integers(), st.none() | st.from_regex(r"[a-z./]{1,20}", fullmatch=True))
 def test_text_and_json_read_back_as_the_same_step(count: int, words: str | None) -> None:
     spec = make_step("trim-vocabulary", {"min-count": count, "words": words})

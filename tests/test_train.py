@@ -186,6 +186,7 @@ def scores_of(values: list[float]) -> tuple[Callable[[], dict[str, float]], list
     return evaluate, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "patience", "done", "kept"),
     [

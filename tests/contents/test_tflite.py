@@ -83,6 +83,7 @@ def test_a_file_cut_short_is_refused(folder: Path, keep: float, tmp_path: Path) 
         read_contents(cut)
 
 
+@pytest.mark.slow
 @given(place=st.floats(0, 1), value=st.binary(min_size=1, max_size=8))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_anywhere_is_read_or_refused_but_never_worse(

@@ -289,6 +289,7 @@ def test_serials(serial: str) -> None:
     assert device.name == f"adb:{serial}" and device.timed
 
 
+@pytest.mark.slow
 def test_without_python_benchmark_model_tells_the_latency(
     stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_without_python_benchmark_model_tells_the_latency(
     assert stand.left() == []
 
 
+@pytest.mark.slow
 def test_benchmark_models_rounds_become_a_measurement_without_an_interval(
     stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

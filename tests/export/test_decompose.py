@@ -46,6 +46,7 @@ def called(program: ExportedProgram) -> list[tuple[str, Any]]:
     return [(name, getattr(value, "shape", None)) for name, value in values]
 
 
+@pytest.mark.slow
 def test_it_is_what_torch_makes_of_it() -> None:
     module = Layers().eval()
     table = default_decompositions().materialize()
@@ -55,6 +56,7 @@ def test_it_is_what_torch_makes_of_it() -> None:
     torch.testing.assert_close(ours.module()(EXAMPLE), module(EXAMPLE))
 
 
+@pytest.mark.slow
 def test_what_is_alike_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.fx.experimental import proxy_tensor
 

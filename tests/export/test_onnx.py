@@ -53,6 +53,7 @@ class InPlace(nn.Module):
         return own + z + turned.view(6, -1).transpose(0, 1)
 
 
+@pytest.mark.slow
 def test_sums_in_place_are_sums_of_what_is_read_later(tmp_path: Path) -> None:
     module = InPlace().eval()
     x = torch.randn(4, 6)

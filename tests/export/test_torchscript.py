@@ -127,6 +127,7 @@ def test_the_archive_says_what_it_takes_and_where_it_is_from_it_does_not(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.slow
 def test_layers_that_share_a_weight_share_it_in_the_file(tmp_path: Path) -> None:
     sizes = {}
     for layers in (2, 6):

@@ -424,6 +424,7 @@ def test_files_of_these_schemes_are_not_quantized_again(
     assert not (tmp_path / "twice").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("instructions", "largest"), [("x86-64-v3", 63), ("x86-64-v4+vnni", 127)])
 def test_the_targets_instructions_decide_how_far_an_integer_goes(
     instructions: str, largest: int, tmp_path: Path

@@ -69,6 +69,7 @@ def gate_step(action: dict[str, Any], folder: Path, **inputs: str) -> dict[str, 
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
+@pytest.mark.slow
 def test_the_actions_step(action: dict[str, Any], project: Path) -> None:
     outputs = gate_step(action, project)
     assert outputs["exit-code"] == "0"

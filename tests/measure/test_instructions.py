@@ -58,6 +58,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_what_is_the_rows_alone_is_told(
     file: tuple[Path, Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from edgekit.measure.roofline import measure_peak, roofline, widest_layer
 from tests.contents.test_static import linear_onnx, linear_tflite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "write"), [("onnx", linear_onnx), ("tflite", linear_tflite)])
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int4-weights"])
 def test_the_peak_is_of_the_widest_layer_in_the_files_scheme(

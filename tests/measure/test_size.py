@@ -17,6 +17,7 @@ from tests.contents.test_static import linear_onnx, linear_tflite
 from tests.tiny import tiny_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_a_float_file_that_is_called_int8_is_refused(tmp_path: Path, format: Format) -> None:
     model = load_model(identify(str(tiny_checkpoint(tmp_path / "checkpoint"))))

@@ -78,6 +78,7 @@ def page(two: Path) -> str:
     return edgekit.report(two).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_everything_is_in_the_one_file(page: str) -> None:
     found = Page(page)
     addresses = [

@@ -93,6 +93,7 @@ def test_planted_neurons_come_first(seed: int) -> None:
     assert top > 0.85 and top > some + 0.2 and some > bottom - 0.05 and bottom < 0.3
 
 
+@pytest.mark.slow
 def test_shuffled_labels_select_nothing() -> None:
     states, labels = planted(5)
     shuffled = np.random.default_rng(0).permutation(labels)

@@ -82,6 +82,7 @@ def _none() -> Context:
     return Context(None, 0)
 
 
+@pytest.mark.slow
 def test_the_lineage_tells_the_metric_before_and_after(bert: Model, tmp_path: Path) -> None:
     rows = _rows(bert, 320, 100)
     made = _shallow(bert, tmp_path, "epochs=1")

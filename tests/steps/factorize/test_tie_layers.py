@@ -113,6 +113,7 @@ def test_a_static_file_holds_one_copy_as_integers(tmp_path: Path) -> None:
     assert len(names) == 6 and len({name.split(".layer.")[1][0] for name in names}) == 1
 
 
+@pytest.mark.slow
 def test_later_steps_take_it(tmp_path: Path) -> None:
     model = model_of(tmp_path / "whole", depth=4)
     context = Context(ROWS, 0, folder=tmp_path)

@@ -65,6 +65,7 @@ def bitfit(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tuned"
 
 
+@pytest.mark.slow
 def test_bias_learns_biases_and_head_and_every_other_tensor_stays(base: Path, bitfit: Path) -> None:
     before, after = (load_file(path / "model.safetensors") for path in (base, bitfit))
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
@@ -119,6 +120,7 @@ def test_head_learns_pooler_and_classifier_alone(base: Path, tmp_path: Path) -> 
     assert not model.module.training and all(p.requires_grad for p in model.module.parameters())
 
 
+@pytest.mark.slow
 def test_full_learns_everything_with_dropout_and_patience(base: Path, tmp_path: Path) -> None:
     options = "epochs=30,learning-rate=0.02,patience=1,precision=bf16"
     model = tuned(base, tmp_path, options)

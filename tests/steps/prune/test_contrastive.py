@@ -136,6 +136,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(step, model, after, folder / "step-0")
 
 
+@pytest.mark.slow
 def test_budgets_are_exact_and_the_model_loads_again(whole: Done, tmp_path: Path) -> None:
     model, after = whole.model, whole.after
     told = [each for each in after.lineage if each.startswith("prune-contrastive at ")]

@@ -166,6 +166,7 @@ def test_parameters_fall_by_whole_layers(tmp_path: Path) -> None:
     assert count(model) - count(dropped(model, count=3)) == 3 * layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "xlnet"])
 def test_a_planted_identity_is_found(family: str, tmp_path: Path) -> None:
     model = model_of(tmp_path, family)

@@ -95,6 +95,7 @@ def test_neurons_that_tell_the_label_stay_and_answer(tmp_path: Path) -> None:
     assert np.mean([whole.labels[a] == b for a, b in zip(answers, data.labels or ())]) > 0.8
 
 
+@pytest.mark.slow
 def test_within_takes_the_smallest_number_that_loses_no_more(tmp_path: Path) -> None:
     whole = model(tmp_path, "distilbert")
     data = labelled(whole, neurons=([1, 4, 7], [15, 18, 20]))

@@ -120,6 +120,7 @@ def test_norms_are_folded_and_nothing_changes() -> None:
     assert torch.equal(net[0].weight, weight)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_second_trace_has_the_tensors_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     model = replace(case("bert").model, module=copy.deepcopy(case("bert").model.module))
     module: Any = model.module
@@ -139,6 +140,7 @@ def test_a_second_trace_has_the_tensors_of_now(monkeypatch: pytest.MonkeyPatch) 
         assert traced(model).module(ids, torch.ones_like(ids)).shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_a_trace_does_not_keep_its_module_alive() -> None:
     model = replace(case("bert").model, module=copy.deepcopy(case("bert").model.module))
     gone = weakref.ref(model.module)
@@ -148,6 +150,7 @@ def test_a_trace_does_not_keep_its_module_alive() -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_a_weight_that_two_products_share_has_one_grid() -> None:
     found = traced(case("albert").model)
     products = [name for name, part in found.weights.items() if isinstance(part, Weight)]

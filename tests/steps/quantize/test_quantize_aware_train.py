@@ -63,6 +63,7 @@ def _on_grid(weight: Any, largest: int) -> bool:
     return bool(np.abs(steps - np.rint(steps)).max() < 1e-3)
 
 
+@pytest.mark.slow
 def test_weights_end_on_the_grid_and_tables_and_the_original_stay(
     bert: Model, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_weights_end_on_the_grid_and_tables_and_the_original_stay(
     assert "trained on the grid of int4-weights" in made.lineage[-1]
 
 
+@pytest.mark.slow
 def test_two_bits_are_trained_on_the_grid_that_files_find_again(
     bert: Model, tmp_path: Path
 ) -> None:
