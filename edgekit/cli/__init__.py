@@ -17,30 +17,40 @@ import typer
 from edgekit import __version__
 from edgekit.errors import EdgekitError
 
-# By name, the function or the app of its own; a module is imported when its command is asked for.
+# By name: the function or the app of its own, whose module is imported when its command is asked
+# for, and what a list of all says of it, for which none is.
 _COMMANDS = {
-    "init": "init:run",
-    "build": "build:run",
-    "verify": "verify:run",
-    "bench": "bench:run",
-    "gate": "gate:run",
-    "inspect": "inspect:run",
-    "diff": "diff:run",
-    "report": "report:run",
-    "analyze": "analyze:run",
-    "join": "join:run",
-    "delta": "delta:make",
-    "apply-delta": "delta:apply",
-    "targets": "targets:run",
-    "steps": "steps:run",
-    "doctor": "doctor:run",
-    "devices": "devices:app",
-    "cache": "cache:app",
+    "init": ("init:run", "Write the project file, from flags or by asking."),
+    "build": ("build:run", "Build a verified bundle for each target."),
+    "verify": ("verify:run", "Check a bundle with nothing but the bundle."),
+    "bench": ("bench:run", "Measure how model files run: latency, throughput, memory."),
+    "gate": ("gate:run", "Judge bundles by the rules in edgekit.toml, beside a baseline."),
+    "inspect": ("inspect:run", "Print what is inside a model file."),
+    "diff": ("diff:run", "Show what grew between two model files, layer by layer."),
+    "report": ("report:run", "Write one page, or a model card, about bundles."),
+    "analyze": ("analyze:run", "Show how much each layer, head and neuron matters."),
+    "join": (
+        "join:run",
+        "Put bundles of several tasks on one base together, what they share once (ONNX).",
+    ),
+    "delta": (
+        "delta:make",
+        "Write what a tuned checkpoint has that its base has not: its biases and head.",
+    ),
+    "apply-delta": (
+        "delta:apply",
+        "Write the tuned checkpoint that a base and a delta make; another base is refused.",
+    ),
+    "targets": ("targets:run", "List the targets that come with edgekit."),
+    "steps": ("steps:run", "List the steps and their options."),
+    "doctor": ("doctor:run", "Check versions, disk, memory, CPU and tools."),
+    "devices": ("devices:app", "List devices, set them up and check them."),
+    "cache": ("cache:app", "Show or prune the cache."),
 }
 
 
 def parser(name: str | None = None) -> typer.Typer:
-    """The command line; with the command ``name`` alone where there is one."""
+    """The command line with the command ``name``; where there is none, with the names of all."""
     # With rich's markup the help takes twice the time.
     app = typer.Typer(
         name="edgekit",
@@ -50,14 +60,21 @@ def parser(name: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(edgekit)
-    for each in [name] if name in _COMMANDS else _COMMANDS:
-        module, _, attribute = _COMMANDS[each].partition(":")
-        command = getattr(importlib.import_module(f"edgekit.cli.{module}"), attribute)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=each)
-        else:
-            app.command(each)(command)
+    if name not in _COMMANDS:
+        for each, (_, summary) in _COMMANDS.items():
+            app.command(each, help=summary)(_unasked)
+        return app
+    module, _, attribute = _COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(f"edgekit.cli.{module}"), attribute)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
     return app
+
+
+def _unasked() -> None:
+    """Stands for a command in the list of all."""
 
 
 def edgekit(

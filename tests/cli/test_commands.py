@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgekit import __version__
+from edgekit import __version__, cli
 from edgekit.cli import parser, render, run
 from edgekit.events import Event
 from edgekit.project import load_project
@@ -30,6 +30,15 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     printed = capsys.readouterr()
     assert printed.err == ""
     return json.loads(printed.out)
+
+
+def test_each_command_says_of_itself_what_the_list_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, (_, summary) in cli._COMMANDS.items():
+        assert run([name, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert summary in shown, name
 
 
 def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +179,7 @@ def test_init_takes_flags(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_init_asks(here: Path) -> None:
     answers = "org/model\ntrain.csv\n\nios-arm64 web-wasm\n20MB\n"
-    result = CliRunner().invoke(parser(), ["init"], input=answers)
+    result = CliRunner().invoke(parser("init"), ["init"], input=answers)
     assert result.exit_code == 0, result.output
     project = load_project(here)
     assert (project.model, project.data, project.eval) == ("org/model", "train.csv", None)
@@ -180,13 +189,13 @@ def test_init_asks(here: Path) -> None:
 
 
 def test_init_takes_the_proposed_answers(here: Path) -> None:
-    assert CliRunner().invoke(parser(), ["init"], input="\n\n\n").exit_code == 0
+    assert CliRunner().invoke(parser("init"), ["init"], input="\n\n\n").exit_code == 0
     project = load_project(here)
     assert (project.model, project.targets) == ("sample:banking77", ("android-arm64",))
 
 
 def test_init_without_anybody_to_ask(here: Path) -> None:
-    result = CliRunner().invoke(parser(), ["init"], input="")
+    result = CliRunner().invoke(parser("init"), ["init"], input="")
     assert "give flags" in str(result.exception)
     assert not (here / "edgekit.toml").exists()
 
