@@ -64,10 +64,12 @@ def _is_special(node: Node) -> bool:
     import torch
 
     value = node.meta.get("val")
+    if node.op == "output":
+        return not all(isinstance(each, torch.fx.Node) for each in node.args[0])  # type: ignore[union-attr]
     sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
     varies = any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes)
     if node.op != "call_function":
-        return varies or node.op not in ("placeholder", "output")
+        return varies or node.op != "placeholder"
     holds = isinstance(node.target, torch._ops.HigherOrderOperator)
     schema = getattr(node.target, "_schema", None)
     return varies or holds or (schema is not None and schema.is_mutable)
@@ -136,7 +138,7 @@ def _trace(node: Node, rules: Table) -> Graph:
 
     values = [source.meta["val"] for source in sources]
     traced: Graph = make_fx(run, decomposition_table=dict(rules))(*values).graph
-    if any(_is_special(inner) for inner in traced.nodes):
+    if any(inner.op != "output" and _is_special(inner) for inner in traced.nodes):
         raise _NotPlainError
     return traced
 
