@@ -136,11 +136,18 @@ def _trace(node: Node, rules: Table) -> Graph:
         args, kwargs = map_arg((node.args, node.kwargs), by_node.__getitem__)
         return target(*args, **kwargs)
 
-    values = [source.meta["val"] for source in sources]
+    # Not the tensors of its inputs: what comes of operators that are alike may be one.
+    values = [_like(source.meta["val"]) for source in sources]
     traced: Graph = make_fx(run, decomposition_table=dict(rules))(*values).graph
     if any(inner.op != "output" and _is_special(inner) for inner in traced.nodes):
         raise _NotPlainError
     return traced
+
+
+def _like(value: Any) -> Any:
+    import torch
+
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
 def _whence(node: Node) -> dict[str, Any]:
