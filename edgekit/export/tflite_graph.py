@@ -6,6 +6,7 @@ index. Here an operator holds its tensors, so that an edit is a list operation.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,6 +156,7 @@ def type_name(tensor_type: int) -> str:
     return _names("TensorType").get(tensor_type, f"type {tensor_type}").lower()
 
 
+@functools.cache
 def _names(enum: str) -> dict[int, str]:
     members = vars(getattr(schema(), enum)).items()
     return {value: name for name, value in members if isinstance(value, int)}
