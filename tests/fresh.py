@@ -103,7 +103,7 @@ def _connected() -> socket.socket:
     run = int(os.environ.setdefault(_RUN, str(os.getppid() if workers else os.getpid())))
     address = Path(f"/tmp/edgekit-fresh-{os.getuid()}-{run}")
     with FileLock(f"{address}.lock"):
-        for _ in range(600):
+        for _ in range(1800):
             connection = socket.socket(socket.AF_UNIX)
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
                 connection.connect(str(address))
