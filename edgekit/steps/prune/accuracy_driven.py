@@ -11,8 +11,10 @@ Rules:
    the first. Then the whole attention, and under the same condition each of its heads.
 4. A block that goes takes its output's bias with it: what is left is the norm of what came in.
    The last group and the last head of a block are no change of their own: rule 3 tried that.
-5. What goes is really taken out (``slicing``). Layers that share their weights are one.
-6. Each change that was tried is in the lineage, with its loss, its rows and what became of it:
+5. ``tolerance``, which the paper has not, is for what a step that learns wins back: a loss counts
+   as not above another while it is above it by less than that share of the mean loss at first.
+6. What goes is really taken out (``slicing``). Layers that share their weights are one.
+7. Each change that was tried is in the lineage, with its loss, its rows and what became of it:
    ``read_trace`` reads it back.
 
 Rows that the checkpoint was trained on flatter it, and hardly anything seems better without: give
@@ -56,10 +58,12 @@ _BATCH = 64
 class PruneAccuracyDriven:
     """Takes out blocks, heads and groups of neurons without which the model is more accurate.
 
-    groups: in how many groups a feed-forward network's neurons are tried.
+    groups: in how many groups a feed-forward network's neurons are tried. tolerance: how much
+    worse it may become, as a share of the loss.
     """
 
     groups: int = 12
+    tolerance: float = 0.0
 
     def requires(self, model: Model, context: Context) -> None:
         need_float("prune-accuracy-driven", model)
@@ -72,6 +76,10 @@ class PruneAccuracyDriven:
                 f"prune-accuracy-driven: groups must be from 1 to the {narrowest} neurons of the "
                 f"narrowest layer, is {self.groups}"
             )
+        if not 0 <= self.tolerance < 1:
+            raise RecipeError(
+                f"prune-accuracy-driven: tolerance must be from 0 to below 1, is {self.tolerance:g}"
+            )
         # A tenth of them has to be enough.
         need_gold("prune-accuracy-driven", model, context, 10 * ENOUGH)
 
@@ -83,7 +91,9 @@ class PruneAccuracyDriven:
 
         assert context.rows is not None
         _, judged = set_aside(context.rows, context.seed)
-        kept, trace = search(model, gold_examples(model, judged), self.groups, context.on_progress)
+        kept, trace = search(
+            model, gold_examples(model, judged), self.groups, self.tolerance, context.on_progress
+        )
         before = everything(model)
         gone = [
             f"{sum(len(getattr(e, p)) for e in before) - sum(len(getattr(e, p)) for e in kept)}"
@@ -104,7 +114,7 @@ class PruneAccuracyDriven:
 class Tried:
     """One change: ``units`` of a layer's heads or neurons as first numbered, from ``first`` to
     ``last``; the layer from 1. loss: the mean without them. as_good: how many rows have no larger
-    loss than before the first change.
+    loss than before the first change (rule 5).
     """
 
     layer: int
@@ -117,10 +127,14 @@ class Tried:
 
 
 def search(
-    model: Model, examples: Examples, groups: int, on_progress: OnProgress = unwatched
+    model: Model,
+    examples: Examples,
+    groups: int,
+    tolerance: float = 0.0,
+    on_progress: OnProgress = unwatched,
 ) -> tuple[list[Kept], list[Tried]]:
-    """What stays of each layer by rules 2 to 4, and every change that was tried, in order."""
-    run = _Search(model, examples)
+    """What stays of each layer by rules 2 to 5, and every change that was tried, in order."""
+    run = _Search(model, examples, tolerance)
     depth = len(run.kept)
     for layer in reversed(range(depth)):
         run.enter(layer)
@@ -137,6 +151,7 @@ class _Search:
 
     model: Model
     examples: Examples
+    tolerance: float
     trace: list[Tried] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,6 +168,7 @@ class _Search:
         self.enter(0)
         self.baseline = self._losses(self.model)
         self.least = float(self.baseline.mean())
+        self.allowed = self.tolerance * self.least
 
     def enter(self, layer: int) -> None:
         """Work out the states that reach the first run of this layer."""
@@ -184,16 +200,16 @@ class _Search:
                 self._try(layer, part, group)
 
     def _try(self, layer: int, part: Literal["heads", "neurons"], units: Sequence[int]) -> bool:
-        """Rule 2."""
+        """Rules 2 and 5."""
         stays = [each for each in getattr(self.kept[layer], part) if each not in set(units)]
         kept = list(self.kept)
         kept[layer] = replace(kept[layer], **{part: stays})
         losses = self._losses(replace(self.model, module=cut(self.model, kept)))
-        loss, as_good = float(losses.mean()), int((losses <= self.baseline).sum())
-        accepted = loss < self.least and as_good > len(losses) // 2
+        loss, as_good = float(losses.mean()), int((losses <= self.baseline + self.allowed).sum())
+        accepted = loss < self.least + self.allowed and as_good > len(losses) // 2
         self.trace.append(Tried(layer + 1, part, units[0], units[-1], loss, as_good, accepted))
         if accepted:
-            self.kept, self.least = kept, loss
+            self.kept, self.least = kept, min(self.least, loss)
         return accepted
 
     def _losses(self, model: Model) -> Array:

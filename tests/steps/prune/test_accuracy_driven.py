@@ -168,6 +168,21 @@ def test_a_model_that_nothing_helps_stays(tmp_path: Path) -> None:
     assert losses(after, judged).mean() <= losses(model, judged).mean() + 1e-6
 
 
+def test_a_tolerance_lets_more_go_and_the_loss_stays_within_it(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model")
+    rows = labelled(model)
+    _, judged = set_aside(rows, 0)
+    first = losses(model, judged).mean()
+    left = []
+    for tolerance in (0.0, 0.1):
+        step = PruneAccuracyDriven(groups=GROUPS, tolerance=tolerance)
+        after = apply_steps([step], model, Context(rows, 0, folder=tmp_path))
+        least = min([first, *(each.loss for each in read_trace(after.lineage) if each.accepted)])
+        assert losses(after, judged).mean() < least + tolerance * first + 1e-6
+        left.append(sum(layer.neurons + layer.heads for layer in own_layers(after)))
+    assert left[1] < left[0]
+
+
 def test_eval_rows_and_the_rows_learned_from_are_not_looked_at(tmp_path: Path) -> None:
     model = model_of(tmp_path / "model")
     rows = labelled(model)
@@ -195,6 +210,7 @@ def test_eval_rows_and_the_rows_learned_from_are_not_looked_at(tmp_path: Path) -
         ("bert", Rows(texts=TEXTS[:50], labels=("a",) * 50), {}, "too few; give at least 320"),
         ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"groups": 33}, "from 1 to the 32"),
         ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"groups": 0}, "from 1 to the 32"),
+        ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"tolerance": 1}, "from 0 to below 1"),
         ("mpnet", Rows(texts=TEXTS, labels=("a",) * 400), {}, "heads of mpnet"),
         ("mobilebert", Rows(texts=TEXTS, labels=("a",) * 400), {}, "neurons of mobilebert"),
         ("vit", None, {}, "only models of text"),
