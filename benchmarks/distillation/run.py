@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "narrow-192": (
         "student:layers=4,hidden=192,ffn=512",
-        "trim-vocabulary:common=4000",
+        "trim-vocabulary:common=3900",
         "distill:preset=tinybert,map=2-3-5-6,epochs=40,learning-rate=0.001,max-minutes=13",
     ),
     "bilstm": ("student-bilstm:epochs=25",),
