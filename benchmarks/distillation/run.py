@@ -1,13 +1,12 @@
 """Students of a classifier beside the whole model in int8: bytes, accuracy, time.
 
     python benchmarks/distillation/run.py CHECKPOINT TRAIN EVAL --text text --label category \\
-        --only layers-3
+        --record banking77.json --only layers-3
 
 Each row is an `edgekit build` with these steps, in int8-dynamic, as ``quantization/run.py``
 does it: bytes, peak memory and accuracy of the file, and its time beside that of the whole model's
-files, one thread, both in turns in one process. A row is written to a record of its own
-(``rows/NAME.json``), and all of them are merged into ``banking77.json``; ``--merge`` does that
-alone. ``--format`` (onnx unless given) and ``--no-times`` as there.
+files, one thread, both in turns in one process. Rows replace those of their name in the record;
+the machine and versions stay with each. ``--format`` (onnx unless given) and ``--no-times`` as there.
 """
 
 import argparse
@@ -18,7 +17,6 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _RUN = _HERE.parent / "quantization" / "run.py"
-_MERGED = "banking77.json"
 # By name, what --step is given.
 ROWS: dict[str, tuple[str, ...]] = {
     "layers-3": (
@@ -45,26 +43,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=ROWS, help="a row; repeatable")
     parser.add_argument("--format", action="append", help="only this; repeatable")
-    parser.add_argument("--merge", action="store_true", help="only merge what is recorded")
+    parser.add_argument("--record", default="results.json", help="a file beside this one")
     options, others = parser.parse_known_args()
-    (_HERE / "rows").mkdir(exist_ok=True)
-    for name in () if options.merge else options.only or ROWS:
+    for name in options.only or ROWS:
         formats = [each for form in options.format or ["onnx"] for each in ("--format", form)]
         row = ["--row", "int8-dynamic", *ROWS[name]]
-        record = f"../{_HERE.name}/rows/{name}.json"
-        sys.argv = [str(_RUN), *others, *formats, *row, "--record", record]
+        made = f"row-{name}-of-{options.record}"
+        sys.argv = [str(_RUN), *others, *formats, *row, "--record", f"../{_HERE.name}/{made}"]
         runpy.run_path(str(_RUN), run_name="__main__")
-    merge()
+        _keep(name, _HERE / made, _HERE / options.record)
 
 
-def merge() -> None:
-    """All rows in one record, in the order of ``ROWS``; the machine and versions stay with each."""
-    merged = {}
-    for name in ROWS:
-        path = _HERE / "rows" / f"{name}.json"
-        if path.is_file():
-            merged[name] = json.loads(path.read_text("utf-8"))
-    (_HERE / _MERGED).write_text(json.dumps(merged, indent=1) + "\n")
+def _keep(name: str, row: Path, record: Path) -> None:
+    """Move a row into the record, in the order of ``ROWS``."""
+    rows = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    rows[name] = json.loads(row.read_text("utf-8"))
+    kept = {each: rows[each] for each in ROWS if each in rows}
+    record.write_text(json.dumps(kept, indent=1) + "\n")
+    row.unlink()
 
 
 if __name__ == "__main__":
