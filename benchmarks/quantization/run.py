@@ -99,6 +99,7 @@ def main() -> None:
         metavar=("SCHEME", "STEP"),
         help="a row of a scheme with steps; repeatable, and alone without --scheme",
     )
+    parser.add_argument("--seed", type=int, default=0, help="of what is learned")
     parser.add_argument("--again", action="store_true", help="measure what is recorded, too")
     parser.add_argument(
         "--no-times",
@@ -275,6 +276,8 @@ class Bench:
         arguments += ["--scheme", variant.scheme]
         for step in variant.steps:
             arguments += ["--step", step]
+        if options.seed:
+            arguments += ["--seed", str(options.seed)]
         return [*arguments, "--output", str(Path(variant.bundle).parent), "--json"]
 
     def _edgekit(self, arguments: list[str]) -> dict[str, Any]:

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 class StudentBilstm(LightStudent):
     """Replaces the model by a BiLSTM over words: small, and knows their order.
 
-    vocabulary: the most words. embedding: numbers of a word's vector. cells: of each direction.
-    hidden: of the layer in front of the classifier. max_length: the most words of a text.
+    vocabulary: the most words. pieces: read the model's own tokens instead, so that no word is
+    unknown; in tagging unless said otherwise. embedding: numbers of a word's vector. cells: of
+    each direction. hidden: of the layer in front of the classifier. max_length: the most words of
+    a text.
     """
 
     vocabulary: int = 20_000
+    pieces: bool | None = None
     embedding: int = 128
     cells: int = 128
     hidden: int = 256
@@ -35,7 +38,7 @@ class StudentBilstm(LightStudent):
     tasks: ClassVar[tuple[str, ...]] = TAGS_TOO
 
     def outline(self, model: Model, rows: Rows) -> tuple[str, dict[str, Any], Any]:
-        return self.of_words("edgekit-bilstm", model, rows, {"cells": self.cells})
+        return self.of_words("edgekit-bilstm", model, rows, {"cells": self.cells}, self.pieces)
 
     def _sizes(self) -> dict[str, float]:
         return super()._sizes() | {"cells": self.cells}

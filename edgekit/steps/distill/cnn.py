@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class StudentCnn(LightStudent):
     """Replaces the model by filters over words: small, fast, and good at key phrases.
 
-    vocabulary: the most words. embedding: numbers of a word's vector. widths: of the filters, odd
-    numbers of words with a dash between them. filters: of each width. hidden: of the layer in
-    front of the classifier. max_length: the most words of a text.
+    vocabulary: the most words. pieces: read the model's own tokens instead, so that no word is
+    unknown; in tagging unless said otherwise. embedding: numbers of a word's vector. widths: of
+    the filters, odd numbers of words with a dash between them. filters: of each width. hidden: of
+    the layer in front of the classifier. max_length: the most words of a text.
     """
 
     vocabulary: int = 20_000
+    pieces: bool | None = None
     embedding: int = 96
     widths: str = "1-3-5"
     filters: int = 64
@@ -40,7 +42,7 @@ class StudentCnn(LightStudent):
 
     def outline(self, model: Model, rows: Rows) -> tuple[str, dict[str, Any], Any]:
         sizes = {"filters": self.filters, "widths": self._widths()}
-        return self.of_words("edgekit-cnn", model, rows, sizes)
+        return self.of_words("edgekit-cnn", model, rows, sizes, self.pieces)
 
     def _sizes(self) -> dict[str, float]:
         self._widths()

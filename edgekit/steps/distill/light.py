@@ -2,8 +2,9 @@
 
 Tang et al. 2019, arXiv 1903.12136; Wibowo et al. 2022, arXiv 2201.00558. Rules:
 
-1. The student replaces the model. Its vocabulary is that of the training text; eval rows are never
-   looked at. Its first word vectors are the teacher's (``words``), the rest is random by the seed.
+1. The student replaces the model. Its vocabulary is that of the training text (with ``pieces`` the
+   model's own, cut down); eval rows are never looked at. Its first word vectors are the teacher's
+   (``words``), the rest is random by the seed.
 2. The teacher is the model as it was before the first step. It answers the training rows, any
    ``copies`` variations (``variations``), and unlabelled rows where there are any.
 3. The loss is T²·KL to the teacher's outputs, with ``labels`` above 0 and gold labels at hand
@@ -17,6 +18,7 @@ Tang et al. 2019, arXiv 1903.12136; Wibowo et al. 2022, arXiv 2201.00558. Rules:
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +28,8 @@ from edgekit.errors import RecipeError
 from edgekit.steps.needs import need_float, need_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from edgekit.data import Rows
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.preprocess import Array, Encoded
     from edgekit.step import Context
+
+    Tensors = dict[str, torch.Tensor]
 
 TAGS_TOO = ("text-classification", "token-classification")
 
@@ -105,15 +111,29 @@ class LightStudent:
         raise NotImplementedError
 
     def of_words(
-        self, family: str, model: Model, rows: Rows, sizes: dict[str, Any]
+        self,
+        family: str,
+        model: Model,
+        rows: Rows,
+        sizes: dict[str, Any],
+        pieces: bool | None = False,
     ) -> tuple[str, dict[str, Any], Any]:
         """The outline of a student that reads words; it has the options that are used here."""
-        from edgekit.steps.distill.words import word_preprocessor, words_of
+        from edgekit.steps.distill.words import (
+            has_pieces,
+            piece_preprocessor,
+            word_preprocessor,
+            words_of,
+        )
 
+        if pieces is None:
+            # Names that a tagger looks for are mostly words that no training text has.
+            pieces = model.task == "token-classification" and has_pieces(model)
         made: Any = self
         types = bool(sizes.get("pair"))
         size, longest = made.vocabulary, made.max_length
-        preprocessor = word_preprocessor(model, rows, size, longest, types=types)
+        reader = piece_preprocessor if pieces else word_preprocessor
+        preprocessor = reader(model, rows, size, longest, types=types)
         every = {
             "vocab_size": len(words_of(preprocessor)),
             "embedding_size": made.embedding,
@@ -125,15 +145,16 @@ class LightStudent:
         """Put what the teacher knows into a student that has learned nothing yet."""
         import torch
 
-        from edgekit.steps.distill.words import SPECIAL, word_vectors
+        from edgekit.steps.distill.words import first_vectors
 
         made: Any = self
         module: Any = student.module
-        vectors = word_vectors(teacher, self.words(student), made.embedding, len(SPECIAL))
+        reader: Any = student.preprocessor
+        vectors = first_vectors(teacher, reader, made.embedding)
         with torch.no_grad():
             if vectors is not None:
                 module.words.weight[:, -made.embedding :] = torch.from_numpy(vectors)
-            module.words.weight[0] = 0
+            module.words.weight[reader.pad_id] = 0
 
     def words(self, student: Model) -> list[str]:
         """The vocabulary, by id."""
@@ -286,11 +307,10 @@ def answer_loss(student: Model, temperature: float, labels: float, word_dropout:
     from edgekit.steps.distill.losses import label_cross_entropy, soft_cross_entropy
 
     tagging = student.task == "token-classification"
-    assert student.architecture is not None
-    ngrams = student.architecture.reads_ngrams
+    thinned = _thinning(student, word_dropout)
 
     def loss(module: Any, batch: Batch) -> torch.Tensor:
-        answer = module(*_thinned(batch.inputs, word_dropout, ngrams).values())
+        answer = module(*thinned(batch.inputs).values())
         assert batch.teacher is not None
         if student.problem != "single-label" and not tagging:
             return F.mse_loss(answer, batch.teacher)
@@ -304,23 +324,39 @@ def answer_loss(student: Model, temperature: float, labels: float, word_dropout:
     return loss
 
 
-def _thinned(
-    inputs: dict[str, torch.Tensor], chance: float, ngrams: bool
-) -> dict[str, torch.Tensor]:
-    """The inputs with some words unknown, or some n-grams left out (never all of a row's)."""
+def _thinning(student: Model, chance: float) -> Callable[[Tensors], Tensors]:
+    """Makes some words of the inputs unknown, or leaves some n-grams out (never all of a row's)."""
     import torch
 
-    from edgekit.steps.distill.words import SPECIAL, UNKNOWN
+    from edgekit.preprocess import TextPreprocessor
+    from edgekit.steps.vocabulary.rewrite import special_ids, unknown_id
 
+    reader = student.preprocessor
     if not chance:
-        return inputs
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    drawn = torch.rand(ids.shape, device=ids.device) < chance
-    if ngrams:
-        kept = mask.masked_fill(drawn, 0)
-        return inputs | {"attention_mask": torch.where(kept.sum(1, keepdim=True) > 0, kept, mask)}
-    words = drawn & (ids >= len(SPECIAL))
-    return inputs | {"input_ids": ids.masked_fill(words, SPECIAL.index(UNKNOWN))}
+        return lambda inputs: inputs
+    if not isinstance(reader, TextPreprocessor):
+
+        def left_out(inputs: Tensors) -> Tensors:
+            mask = inputs["attention_mask"]
+            drawn = torch.rand(mask.shape, device=mask.device) < chance
+            kept = mask.masked_fill(drawn, 0)
+            return inputs | {"attention_mask": kept.where(kept.sum(1, keepdim=True) > 0, mask)}
+
+        return left_out
+
+    fields = json.loads(reader.tokenizer_json)
+    special = torch.tensor(sorted({*special_ids(fields), reader.pad_id}))
+    # A tokenizer that spells everything has no unknown token; the padding says nothing too.
+    found = unknown_id(fields)
+    unknown = reader.pad_id if found is None else found
+
+    def unknown_words(inputs: Tensors) -> Tensors:
+        ids = inputs["input_ids"]
+        drawn = torch.rand(ids.shape, device=ids.device) < chance
+        words = drawn & ~torch.isin(ids, special.to(ids.device))
+        return inputs | {"input_ids": ids.masked_fill(words, unknown)}
+
+    return unknown_words
 
 
 def _joined(rows: Rows, more: Rows) -> Rows:

@@ -10,6 +10,10 @@ Rules:
 4. A word's first vector is the mean of the teacher's vectors for the tokens that the word has
    there. All are centred, turned to their principal axes and cut to the student's width, and
    scaled to a mean square of 1. The special tokens have zeros, which is the mean.
+5. With ``pieces`` the tokens are the teacher's own instead, as ``trim-vocabulary`` cuts them: the
+   most frequent ones of the training text, where there is room for more the most frequent ones of
+   the vocabulary, and whatever spells all other words. A token's first vector is the teacher's,
+   reduced by rule 4.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.errors import RecipeError
 from edgekit.preprocess import TextPreprocessor
 
 if TYPE_CHECKING:
@@ -48,6 +53,44 @@ def word_preprocessor(
         tokenizer_json=tokenizer_json,
         max_length=max_length,
         pad_id=SPECIAL.index(PAD),
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
+    )
+
+
+def has_pieces(model: Model) -> bool:
+    """Whether its tokenizer makes words of smaller pieces, and can be cut down."""
+    from edgekit.steps.vocabulary.rewrite import KINDS
+
+    own = model.preprocessor
+    if not isinstance(own, TextPreprocessor):
+        return False
+    return json.loads(own.tokenizer_json)["model"]["type"] in KINDS
+
+
+def piece_preprocessor(
+    model: Model, rows: Rows, size: int, max_length: int, *, types: bool
+) -> TextPreprocessor:
+    """The model's own tokenizer, cut down by rule 5 to about ``size`` tokens.
+
+    Raises RecipeError where it has no pieces.
+    """
+    from edgekit.steps.vocabulary.rewrite import kept_tokens, rewrite_tokenizer
+    from edgekit.steps.vocabulary.trim_vocabulary import token_counts
+
+    own = model.preprocessor
+    if not isinstance(own, TextPreprocessor) or not has_pieces(model):
+        raise RecipeError(
+            "pieces: this model reads whole words itself, and has no pieces to give; leave it out"
+        )
+    texts = (*(rows.texts or ()), *(rows.pairs or ()), *(rows.words or ()))
+    counts = token_counts(own.tokenizer_json, texts)
+    used = sorted(counts, key=lambda token: (-counts[token], token))[:size]
+    fields = json.loads(own.tokenizer_json)
+    kept = kept_tokens(fields, {*used, own.pad_id}, common=size - len(used))
+    return TextPreprocessor(
+        tokenizer_json=rewrite_tokenizer(fields, kept),
+        max_length=max_length,
+        pad_id=kept.index(own.pad_id),
         inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
     )
 
@@ -88,8 +131,25 @@ def _tokenizer(texts: tuple[Any, ...], size: int, lower: bool) -> str:
 
 def words_of(preprocessor: TextPreprocessor) -> list[str]:
     """The words by their ids, special tokens included."""
-    ids: dict[str, int] = json.loads(preprocessor.tokenizer_json)["model"]["vocab"]
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_str(preprocessor.tokenizer_json).get_vocab(with_added_tokens=True)
     return sorted(ids, key=ids.__getitem__)
+
+
+def first_vectors(model: Model, reader: TextPreprocessor, width: int) -> Any:
+    """float32 [tokens, width] for a student's reader, by rule 4 or 5; ``None`` as there."""
+    from tokenizers import Tokenizer
+
+    words = words_of(reader)
+    if json.loads(reader.tokenizer_json)["model"]["type"] == "WordLevel":
+        return word_vectors(model, words, width, len(SPECIAL))
+    if model.architecture is None or not isinstance(model.preprocessor, TextPreprocessor):
+        return None
+    table = model.architecture.word_embeddings(model.module).weight.detach().numpy()
+    known = Tokenizer.from_str(model.preprocessor.tokenizer_json).get_vocab()
+    vectors = table[[known[word] for word in words]]
+    return _reduced(vectors.astype(np.float64), len(words), width, 0)
 
 
 def word_vectors(model: Model, words: Sequence[str], width: int, special: int) -> Any:

@@ -33,11 +33,17 @@ def unknown_id(fields: Mapping[str, Any]) -> int | None:
     return None if model.get("unk_token") is None else int(model["vocab"][model["unk_token"]])
 
 
-def kept_tokens(fields: Mapping[str, Any], used: Iterable[int], common: int = 0) -> list[int]:
-    """Ids to keep, ascending: the used ones, and what rules 1 and 2 add."""
+def special_ids(fields: Mapping[str, Any]) -> set[int]:
+    """Rule 1."""
     special = {token["id"] for token in fields["added_tokens"]}
     special |= _processor_ids(fields.get("post_processor"))
-    special |= {unknown_id(fields)} - {None}
+    unknown = unknown_id(fields)
+    return special if unknown is None else special | {unknown}
+
+
+def kept_tokens(fields: Mapping[str, Any], used: Iterable[int], common: int = 0) -> list[int]:
+    """Ids to keep, ascending: the used ones, and what rules 1 and 2 add."""
+    special = special_ids(fields)
     kind = _KINDS[fields["model"]["type"]]
     return sorted(special | kind.needed(fields["model"], set(used), special, common))
 

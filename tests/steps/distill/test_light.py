@@ -39,6 +39,64 @@ def test_in_tagging_each_word_is_one_token_whatever_is_in_it():
     assert encoded.word_starts[0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("family", ["bert", "albert", "roberta"])
+def test_a_tagger_reads_the_models_own_pieces_which_spell_every_word(family, tmp_path):
+    task = "token-classification"
+    model = load_model(identify(str(tiny_checkpoint(tmp_path / "model", family, task))))
+    rows = Rows(words=tuple(tuple(text.split()) for text in tiny_texts(60)))
+    step = tiny_step("bilstm", vocabulary=40, embedding=32)
+    made = apply_steps([step], model, Context(rows, 0))
+    module = made.module
+    tokens = words_of(made.preprocessor)
+    assert len(tokens) == module.words.num_embeddings < len(words_of(model.preprocessor))
+    # A word that no row has, of characters that some have.
+    new = Rows(words=(("".join(rows.words[0])[::-1], rows.words[1][0]),))
+    ids = encode(made, new).arrays["input_ids"][0].tolist()
+    assert not {"[UNK]", "<unk>"} & {tokens[each] for each in ids}
+    assert len(ids) > 4 and -1 not in encode(made, new).word_starts[0]
+    # Turned and scaled, the first vectors are as far apart as the model's own.
+    step.begin(made, model)
+    own = words_of(model.preprocessor)
+    table = model.architecture.word_embeddings(model.module).weight.detach().numpy()
+    theirs = table[[own.index(token) for token in tokens]]
+    ours = module.words.weight.detach().numpy()
+    kept = [each for each in range(len(tokens)) if each != made.preprocessor.pad_id]
+    apart = [np.linalg.norm(each[kept[1:]] - each[kept[:-1]], axis=1) for each in (ours, theirs)]
+    np.testing.assert_allclose(apart[0] / apart[0].mean(), apart[1] / apart[1].mean(), rtol=1e-4)
+    assert not ours[made.preprocessor.pad_id].any()
+
+
+def test_a_model_of_whole_words_has_no_pieces_to_give():
+    model, rows = tiny_student("cnn", rows=topics(40, 0))
+    with pytest.raises(RecipeError, match="pieces: this model reads whole words"):
+        apply_steps([tiny_step("cnn", pieces=True)], model, Context(rows, 0))
+    made = apply_steps([tiny_step("cnn")], model, Context(rows, 0))
+    assert words_of(made.preprocessor)[: len(SPECIAL)] == list(SPECIAL)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_word_dropout_takes_words_and_never_what_stands_around_them(family, tmp_path):
+    model = load_model(identify(str(tiny_checkpoint(tmp_path / "model", family))))
+    rows = Rows(texts=tuple(tiny_texts(40)))
+    made = apply_steps([tiny_step("cnn", pieces=True)], model, Context(rows, 0))
+    read = encode(made, rows)
+    inputs = {name: torch.from_numpy(array).long() for name, array in read.arrays.items()}
+    seen = []
+
+    def forward(ids, mask):
+        seen.append(ids)
+        return torch.zeros(len(ids), len(made.labels), requires_grad=True)
+
+    outputs = torch.zeros(len(read), len(made.labels))
+    answer_loss(made, 1.0, 0.0, 0.5)(forward, Batch(inputs, torch.arange(len(read)), None, outputs))
+    before, after = inputs["input_ids"], seen[0]
+    changed = before != after
+    assert 0.3 < changed.sum() / inputs["attention_mask"].sum() < 0.6
+    for row, length in enumerate(read.lengths):
+        assert not changed[row, [0, length - 1]].any() and not changed[row, length:].any()
+    assert len(after[changed].unique()) == 1
+
+
 def test_a_teachers_answer_moves_from_the_words_first_token_to_the_students():
     outputs = np.arange(2 * 6 * 2, dtype=np.float32).reshape(2, 6, 2)
     ids = {"input_ids": np.zeros((2, 4), np.int32)}
