@@ -55,8 +55,8 @@ def main() -> None:
     kind: dict[str, Any] = {"task": model.task, "problem": model.problem}
     data = load_data(given.train, given.eval, columns=columns, seed=given.seed, **kind)
     assert data.train is not None and data.eval is not None
-    order = np.random.default_rng(given.seed).permutation(len(data.train))
-    train = data.train.take(order[: given.rows])
+    chosen = np.random.default_rng(given.seed).permutation(len(data.train))[: given.rows]
+    train = data.train.take(chosen)
     teachers = list(given.teachers)
     for number in range(given.make):
         teachers.append(given.made / f"teacher-{number}")
@@ -64,7 +64,11 @@ def main() -> None:
             save_model(_teacher(model, data.train, number, given.make_steps), teachers[-1])
 
     judged, record = data.eval, {"rows": len(train), "teachers": []}
-    answers = [_answers(load_model(identify(str(each))), judged) for each in teachers]
+    answers = []
+    for each in teachers:
+        found = load_model(identify(str(each)))
+        order = [found.labels.index(label) for label in model.labels]
+        answers.append(_answers(found, judged)[:, order])
     record["teachers"] = [_accuracy(each, model, judged) for each in answers]
     record["mean_of_teachers"] = _accuracy(np.mean(answers, axis=0), model, judged)
     epochs = given.steps / -(-(len(train) - min(512, round(0.1 * len(train)))) // 32)
