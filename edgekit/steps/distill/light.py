@@ -119,21 +119,20 @@ class LightStudent:
         pieces: bool | None = False,
     ) -> tuple[str, dict[str, Any], Any]:
         """The outline of a student that reads words; it has the options that are used here."""
-        from edgekit.steps.distill.words import (
-            has_pieces,
-            piece_preprocessor,
-            word_preprocessor,
-            words_of,
-        )
+        from edgekit.steps.distill.words import piece_preprocessor, word_preprocessor, words_of
 
-        if pieces is None:
-            # Names that a tagger looks for are mostly words that no training text has.
-            pieces = model.task == "token-classification" and has_pieces(model)
         made: Any = self
         types = bool(sizes.get("pair"))
         size, longest = made.vocabulary, made.max_length
-        reader = piece_preprocessor if pieces else word_preprocessor
+        # Names that a tagger looks for are mostly words that no training text has.
+        wanted = model.task == "token-classification" if pieces is None else pieces
+        reader = piece_preprocessor if wanted else word_preprocessor
         preprocessor = reader(model, rows, size, longest, types=types)
+        if preprocessor is None and pieces:
+            raise RecipeError(
+                f"{self.name}: pieces: this model reads whole words itself; leave it out"
+            )
+        preprocessor = preprocessor or word_preprocessor(model, rows, size, longest, types=types)
         every = {
             "vocab_size": len(words_of(preprocessor)),
             "embedding_size": made.embedding,

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.errors import RecipeError
 from edgekit.preprocess import TextPreprocessor
 
 if TYPE_CHECKING:
@@ -57,42 +56,43 @@ def word_preprocessor(
     )
 
 
-def has_pieces(model: Model) -> bool:
-    """Whether its tokenizer makes words of smaller pieces, and can be cut down."""
-    from edgekit.steps.vocabulary.rewrite import KINDS
-
-    own = model.preprocessor
-    if not isinstance(own, TextPreprocessor):
-        return False
-    return json.loads(own.tokenizer_json)["model"]["type"] in KINDS
-
-
 def piece_preprocessor(
     model: Model, rows: Rows, size: int, max_length: int, *, types: bool
-) -> TextPreprocessor:
+) -> TextPreprocessor | None:
     """The model's own tokenizer, cut down by rule 5 to about ``size`` tokens.
 
-    Raises RecipeError where it has no pieces.
+    ``None`` where it reads whole words itself.
     """
-    from edgekit.steps.vocabulary.rewrite import kept_tokens, rewrite_tokenizer
-    from edgekit.steps.vocabulary.trim_vocabulary import token_counts
-
     own = model.preprocessor
-    if not isinstance(own, TextPreprocessor) or not has_pieces(model):
-        raise RecipeError(
-            "pieces: this model reads whole words itself, and has no pieces to give; leave it out"
-        )
+    if not isinstance(own, TextPreprocessor):
+        return None
     texts = (*(rows.texts or ()), *(rows.pairs or ()), *(rows.words or ()))
-    counts = token_counts(own.tokenizer_json, texts)
-    used = sorted(counts, key=lambda token: (-counts[token], token))[:size]
-    fields = json.loads(own.tokenizer_json)
-    kept = kept_tokens(fields, {*used, own.pad_id}, common=size - len(used))
+    found = _cut(own.tokenizer_json, own.pad_id, texts, size)
+    if found is None:
+        return None
     return TextPreprocessor(
-        tokenizer_json=rewrite_tokenizer(fields, kept),
+        tokenizer_json=found[0],
         max_length=max_length,
-        pad_id=kept.index(own.pad_id),
+        pad_id=found[1],
         inputs=("input_ids", "attention_mask", *(("token_type_ids",) if types else ())),
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _cut(
+    tokenizer_json: str, pad_id: int, texts: tuple[Any, ...], size: int
+) -> tuple[str, int] | None:
+    """The tokenizer of rule 5, and its padding. Plans ask several times."""
+    from edgekit.steps.vocabulary.rewrite import KINDS, kept_tokens, rewrite_tokenizer
+    from edgekit.steps.vocabulary.trim_vocabulary import token_counts
+
+    fields = json.loads(tokenizer_json)
+    if fields["model"]["type"] not in KINDS:
+        return None
+    counts = token_counts(tokenizer_json, texts)
+    used = sorted(counts, key=lambda token: (-counts[token], token))[:size]
+    kept = kept_tokens(fields, {*used, pad_id}, common=size - len(used))
+    return rewrite_tokenizer(fields, kept), kept.index(pad_id)
 
 
 @functools.lru_cache(maxsize=4)

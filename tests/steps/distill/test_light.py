@@ -68,7 +68,7 @@ def test_a_tagger_reads_the_models_own_pieces_which_spell_every_word(family, tmp
 
 def test_a_model_of_whole_words_has_no_pieces_to_give():
     model, rows = tiny_student("cnn", rows=topics(40, 0))
-    with pytest.raises(RecipeError, match="pieces: this model reads whole words"):
+    with pytest.raises(RecipeError, match="student-cnn: pieces: this model reads whole words"):
         apply_steps([tiny_step("cnn", pieces=True)], model, Context(rows, 0))
     made = apply_steps([tiny_step("cnn")], model, Context(rows, 0))
     assert words_of(made.preprocessor)[: len(SPECIAL)] == list(SPECIAL)
