@@ -6,6 +6,7 @@ A pruned model has other widths in each, and so its config has one key more, ``e
 - ``shapes``: of each tensor that differs from what the rest of the config builds, by name.
 - ``tied``: a module and the other module that it is, of which alone the file has the weights.
 - ``factored``: what is a product of smaller tensors, if anything is (see ``factored``).
+- ``hard_attention``: what counts its largest probabilities alone, if anything does (see there).
 - ``absent``: projections that were removed with their whole block. In their place is a
   ``Threshold`` that nothing reaches: it has no weights and gives zeros of its input's shape, so
   that transformers' own forward adds nothing to the state. The clean forward skips the block.
@@ -44,10 +45,11 @@ _PROJECTION = "projection"
 
 def record(module: Any) -> dict[str, Any] | None:
     """What ``config.json`` has to say besides the family's own fields; ``None`` if nothing."""
-    from edgekit import factored
+    from edgekit import factored, hard_attention
 
     tied = _tied(module)
     products = factored.describe(module)
+    hard = hard_attention.describe(module)
     absent = [name for name, part in module.named_modules() if is_absent(part)]
     plain = {name: tuple(t.shape) for name, t in _outline(module).state_dict().items()}
     shapes = {}
@@ -58,9 +60,11 @@ def record(module: Any) -> dict[str, Any] | None:
         if (made or tuple(tensor.shape) != plain.get(name)) and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
     found = {"shapes": shapes, "tied": tied, "absent": absent}
-    if not any(found.values()):
-        return None
-    return found if products is None else found | {"factored": products}
+    if products is not None:
+        found["factored"] = products
+    if hard:
+        found["hard_attention"] = hard
+    return found if any(found.values()) else None
 
 
 def save(module: Any, folder: Path, differs: Mapping[str, Any]) -> None:
@@ -92,7 +96,7 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
     """
     import torch
 
-    from edgekit import factored
+    from edgekit import factored, hard_attention
 
     for name in differs["absent"]:
         module.set_submodule(name, absent_part())
@@ -102,6 +106,8 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
         project(module, *differs["shapes"][f"{_PROJECTION}.weight"])
     if "factored" in differs:
         factored.install(module, differs["factored"], differs["shapes"])
+    for name, top in differs.get("hard_attention", {}).items():
+        hard_attention.harden(module, module.get_submodule(name), top)
     if tensors is None:
         for name, shape in differs["shapes"].items():
             place(module, name, torch.empty(shape, device="meta"))

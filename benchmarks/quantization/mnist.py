@@ -38,16 +38,16 @@ def rows_of(path: Path, count: int | None = None) -> Rows:
         return Rows(images=arrays["x"][chosen, :, :, None], labels=labels)
 
 
-def train(folder: Path, rows: Rows, epochs: int) -> Path:
-    """A checkpoint of a ResNet with stages of 16, 32 and 64 channels."""
+def train(folder: Path, rows: Rows, epochs: int, width: int = 16) -> Path:
+    """A checkpoint of a ResNet with stages of 16, 32 and 64 channels, or of other widths so."""
     import transformers
 
     torch.manual_seed(0)
     labels = {number: str(number) for number in range(10)}
     config = transformers.ResNetConfig(
         num_channels=1,
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64],
+        embedding_size=width,
+        hidden_sizes=[width, 2 * width, 4 * width],
         depths=[1, 1, 1],
         layer_type="basic",
         id2label=labels,

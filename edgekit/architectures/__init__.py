@@ -45,7 +45,8 @@ class Layer:
     """The parts of one encoder layer, each a module from [..., in] to [..., out].
 
     The numbers of heads and of neurons belong to the layer: pruning may have made them differ
-    from the others', or taken a whole block away (see ``structure``).
+    from the others', or taken a whole block away (see ``structure``). attention: what
+    transformers' attention functions are told, where it may be hard (see ``hard_attention``).
     """
 
     query: "nn.Module"
@@ -58,6 +59,7 @@ class Layer:
     output_norm: "nn.Module"
     activation: "Callable[[Tensor], Tensor]"
     head_width: int
+    attention: "nn.Module | None" = None
 
     @property
     def heads(self) -> int:

@@ -34,6 +34,7 @@ def _layer(layer: Any) -> Layer:
         output_norm=layer.full_layer_layer_norm,
         activation=activation(layer.activation),
         head_width=attention.attention_head_size,
+        attention=attention,
     )
 
 

@@ -35,6 +35,7 @@ def _layer(layer: Any) -> Layer:
         output_norm=layer.output.LayerNorm,
         activation=activation(layer.intermediate.intermediate_act_fn),
         head_width=attention.self.attention_head_size,
+        attention=attention.self,
     )
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekit.architectures import Layer
+from edgekit.hard_attention import largest, top_of
 from edgekit.structure import is_absent, projection
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def text_forward(model: "Model", decomposed_norm: bool) -> nn.Module:
 def run_layer(layer: Layer, rows: Tensor, states: Tensor, bias: Tensor, norm: Norm) -> Tensor:
     """One post-norm layer for the states ``rows`` [B, Q, D] among all ``states`` [B, L, D]."""
     if not is_absent(layer.query):
+        top = None if layer.attention is None else top_of(layer.attention)
         context = attend(
-            layer.query(rows), layer.key(states), layer.value(states), layer.head_width, bias
+            layer.query(rows), layer.key(states), layer.value(states), layer.head_width, bias, top
         )
         rows = layer.attention_output(context) + rows
     rows = norm(rows, layer.attention_norm)
@@ -136,12 +138,17 @@ def run_layer(layer: Layer, rows: Tensor, states: Tensor, bias: Tensor, norm: No
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, width: int, bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    bias: Tensor | None = None,
+    top: int | None = None,
 ) -> Tensor:
     """softmax(q k / sqrt(width) + bias) v in heads of ``width`` (Vaswani et al. 2017).
 
     query [B, Q, H * width], key and value [B, L, H * width], bias broadcasts to [B, H, Q, L];
-    returns [B, Q, H * width].
+    returns [B, Q, H * width]. top: how many probabilities of a query count (``hard_attention``).
     """
     q = split_heads(query, width).transpose(1, 2)
     k = split_heads(key, width).permute(0, 2, 3, 1)
@@ -149,7 +156,10 @@ def attend(
     scores = torch.matmul(q, k) * width**-0.5
     if bias is not None:
         scores = scores + bias
-    return join_heads(torch.matmul(torch.softmax(scores, dim=-1), v))
+    weights = torch.softmax(scores, dim=-1)
+    if top is not None:
+        weights = largest(weights, top)
+    return join_heads(torch.matmul(weights, v))
 
 
 def split_heads(states: Tensor, width: int) -> Tensor:

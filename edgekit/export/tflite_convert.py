@@ -94,6 +94,7 @@ def _convert(
     def break_up(program: ExportedProgram, table: Any) -> ExportedProgram:
         return run_anew(program, table) if twice else decompose(program, table, run_anew)
 
+    _lower_topk()
     litert_torch.progress.config.show_progress = False
     with (
         torch.no_grad(),
@@ -104,6 +105,33 @@ def _convert(
         litert_torch.convert(
             forward, samples, lightweight_conversion=True, runtime_constant_folding=False
         ).export(str(path))
+
+
+def _lower_topk() -> None:
+    """Let litert-torch write a ``topk`` as TOPK_V2, not, where only values are read, as a sort.
+
+    STABLEHLO_SORT has a graph of its own for the comparison, and few runtimes have it.
+    """
+    import torch
+    from litert_converter.mlir import ir
+    from litert_converter.mlir.dialects import stablehlo
+    from litert_torch.backend.lowerings import registry, utils
+
+    def lower(context: Any, values: Any, count: int, dim: int = -1, *_: Any) -> Any:
+        rank = len(values.type.shape)
+        if dim not in (-1, rank - 1):
+            raise ExportError("a topk along another axis than the last has no operator in TFLite")
+        largest, places = utils.node_meta_to_ir_types(context.node)
+        narrow = ir.RankedTensorType.get(places.shape, ir.IntegerType.get_signless(32))
+        return stablehlo.custom_call(
+            result=[largest, narrow],
+            inputs=[values, utils.numpy_array_constant(np.array(count, np.int32))],
+            call_target_name=ir.StringAttr.get("tfl.topk_v2"),
+            has_side_effect=ir.BoolAttr.get(False),
+            backend_config=ir.StringAttr.get("{}"),
+        )
+
+    registry.lower(torch.ops.aten.topk.default)(lower)
 
 
 def name_tensors(graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:

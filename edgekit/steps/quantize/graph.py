@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgekit.hard_attention import top_of
+
 # torch.fx's types for a node's target and arguments are unions that no check narrows.
 Node = Any
 GraphModule = Any
@@ -95,7 +97,7 @@ def _looks(forward: nn.Module, example: Sequence[Tensor], varying: Sequence[str]
         tuple(varying),
         tuple((tensor.shape, tensor.dtype) for tensor in example),
         [
-            (name, type(module), module.training, getattr(module, "finish", None))
+            (name, type(module), module.training, getattr(module, "finish", None), top_of(module))
             for name, module in forward.named_modules()
         ],
         [

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from edgekit.data import Rows
 from edgekit.model import Model, identify, load_model
@@ -75,6 +77,29 @@ def masked(readers: Sequence[Any], masks: Sequence[torch.Tensor | None]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def hard(model: Model, attentions: Sequence[str], top: int) -> Iterator[None]:
+    """Inside, these modules count so many probabilities in transformers' forward, by sorting."""
+    wanted = [model.module.get_submodule(name) for name in attentions]
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> Any:
+        scores = query @ key.mT / query.shape[-1] ** 0.5 + (0 if mask is None else mask)
+        weights = torch.softmax(scores, -1)
+        if any(module is each for each in wanted):
+            order = weights.argsort(-1, descending=True).argsort(-1)
+            weights = weights.where(order < top, 0)
+        return (weights @ value).transpose(1, 2), weights
+
+    AttentionInterface.register("of_a_test", attend)
+    AttentionMaskInterface.register("of_a_test", eager_mask)
+    before = model.module.config._attn_implementation
+    model.module.config._attn_implementation = "of_a_test"
+    try:
+        yield
+    finally:
+        model.module.config._attn_implementation = before
 
 
 def mask(units: int, kept: Sequence[int]) -> torch.Tensor:

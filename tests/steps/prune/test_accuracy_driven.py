@@ -9,12 +9,13 @@ import torch
 
 from edgekit.data import Rows
 from edgekit.errors import RecipeError
+from edgekit.hard_attention import describe
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
 from edgekit.steps.prune.accuracy_driven import PruneAccuracyDriven, Tried, read_trace
 from edgekit.steps.prune.slicing import own_layers
-from tests.steps.prune.pruned import mask, masked, model_of, reader
+from tests.steps.prune.pruned import hard, mask, masked, model_of, reader
 from tests.tiny import tiny_texts
 
 TEXTS = tuple(tiny_texts(400, longest=8))
@@ -70,7 +71,9 @@ def spoil(model: Model, seed: int) -> Rows:
     return rows
 
 
-def replay(model: Model, judged: Rows, trace: list[Tried]) -> dict[tuple[int, str], list[int]]:
+def replay(
+    model: Model, judged: Rows, trace: list[Tried], top: int | None = None
+) -> dict[tuple[int, str], list[int]]:
     """Every tried change again, with masks in transformers' own forward; what is left of each."""
     depth = len(own_layers(model))
     kept = {(n, "heads"): list(range(4)) for n in range(depth)}
@@ -78,6 +81,17 @@ def replay(model: Model, judged: Rows, trace: list[Tried]) -> dict[tuple[int, st
     baseline = losses(model, judged)
     least = float(baseline.mean())
     expected = iter(trace)
+    hardened: list[str] = []
+    for layer in range(depth if top else 0):
+        attempt = [*hardened, f"bert.encoder.layer.{layer}.attention.self"]
+        with hard(model, attempt, top or 0):
+            each = losses(model, judged)
+        found = next(expected)
+        assert (found.layer, found.part, found.first) == (layer + 1, "probabilities", top)
+        assert each.mean() == pytest.approx(found.loss, abs=1e-5)
+        assert found.accepted == (found.loss < least - 1e-7 and found.as_good > len(each) // 2)
+        if found.accepted:
+            hardened, least = attempt, found.loss
 
     def tried(layer: int, part: Any, units: list[int]) -> Tried:
         nonlocal least
@@ -90,7 +104,8 @@ def replay(model: Model, judged: Rows, trace: list[Tried]) -> dict[tuple[int, st
             mask(4 if p == "heads" else 32, units) if units else None
             for (_, p), units in changed.items()
         ]
-        with masked([reader(model, "bert", p, n) for n, p in changed], masks):
+        readers = [reader(model, "bert", p, n) for n, p in changed]
+        with masked(readers, masks), hard(model, hardened, top or 1):
             each = losses(model, judged)
         assert each.mean() == pytest.approx(found.loss, abs=1e-5)
         assert abs(int((each <= baseline + 1e-6).sum()) - found.as_good) <= len(each) // 10
@@ -133,6 +148,34 @@ def test_the_trace_replays_with_masks_and_noise_goes(seed: int, tmp_path: Path) 
     assert [(layer.heads, layer.neurons) for layer in own_layers(loaded)] == [
         (len(kept[n, "heads"]), len(kept[n, "neurons"])) for n in range(3)
     ]
+
+
+@pytest.mark.slow
+def test_hard_attention_is_tried_first_and_kept_where_it_is_better(tmp_path: Path) -> None:
+    """Labels are what the model answers with hard attention in its second layer of three."""
+    model = sure(model_of(tmp_path / "model", num_hidden_layers=3))
+    with hard(model, ["bert.encoder.layer.1.attention.self"], 2):
+        rows = labelled(model, wrong=0.1)
+    step = PruneAccuracyDriven(groups=GROUPS, hard_attention=2)
+    after = apply_steps([step], model, Context(rows, 0, folder=tmp_path))
+    save_model(after, tmp_path / "pruned")
+    loaded = load_model(identify(str(tmp_path / "pruned")))
+    trace = read_trace(loaded.lineage)
+    _, judged = set_aside(rows, 0)
+    replay(model, judged, trace, 2)
+    assert [each.layer for each in trace[:3]] == [1, 2, 3]
+    assert trace[1].accepted
+    kept = {
+        f"bert.encoder.layer.{each.layer - 1}.attention.self" for each in trace[:3] if each.accepted
+    }
+    assert set(describe(loaded.module)) == kept
+    accepted = [each.loss for each in trace if each.accepted]
+    assert accepted == sorted(accepted, reverse=True)
+    assert losses(loaded, judged).mean() == pytest.approx(accepted[-1], abs=1e-5)
+    # As many as there are tokens change nothing, and no tolerance takes it then.
+    step = PruneAccuracyDriven(groups=GROUPS, hard_attention=40, tolerance=0.5)
+    again = apply_steps([step], model, Context(rows, 0, folder=tmp_path))
+    assert not describe(again.module)
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "albert", "electra"])
@@ -211,6 +254,8 @@ def test_eval_rows_and_the_rows_learned_from_are_not_looked_at(tmp_path: Path) -
         ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"groups": 33}, "from 1 to the 32"),
         ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"groups": 0}, "from 1 to the 32"),
         ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"tolerance": 1}, "from 0 to below 1"),
+        ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"hard_attention": 0}, "below the 64 tok"),
+        ("bert", Rows(texts=TEXTS, labels=("a",) * 400), {"hard_attention": 64}, "below the 64"),
         ("mpnet", Rows(texts=TEXTS, labels=("a",) * 400), {}, "heads of mpnet"),
         ("mobilebert", Rows(texts=TEXTS, labels=("a",) * 400), {}, "neurons of mobilebert"),
         ("vit", None, {}, "only models of text"),
