@@ -36,6 +36,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "accuracy-driven": ("prune-accuracy-driven",),
     # Of a checkpoint that was tuned without the rows set aside; recorded with 0.1 as well.
     "accuracy-driven-recovered": ("prune-accuracy-driven:tolerance=0.2", _RECOVERY),
+    "tie-layers": (
+        "tie-layers:groups=3",
+        "distill:losses=kl+hidden,epochs=6,learning-rate=0.0003,max-minutes={minutes}",
+    ),
     "half-channels": (  # of a CNN: see mnist.py
         "prune-channels:ratio=0.5,importance=taylor",
         "distill:epochs=4,batch=64,learning-rate=0.003,max-minutes={minutes}",

@@ -7,8 +7,7 @@ Rules:
    floor(i groups / L), and all of a group become the group's first layer.
 2. All layers still run: the model is smaller and not faster. Layers that were equal before give
    the same answers; others need training (``distill``), in which a group learns as one.
-3. A checkpoint has one copy (``tied`` in ``structure``), and so has an exported file (static TFLite
-   files were not looked at).
+3. A checkpoint has one copy (``tied`` in ``structure``), and so has an exported file.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as tflite
 from safetensors.numpy import load_file
 
 from edgekit.data import Rows
@@ -111,6 +112,13 @@ def test_a_static_file_holds_one_copy_as_integers(tmp_path: Path) -> None:
     assert {t.data_type for t in matrices} == {onnx.TensorProto.INT8}
     names = [t.name for t in matrices if ".layer." in t.name]
     assert len(names) == 6 and len({name.split(".layer.")[1][0] for name in names}) == 1
+    path = export_artifact(static, tmp_path, "tflite", "int8-static", any_length=True).path
+    buffers = tflite.ModelT.InitFromPackedBuf(path.read_bytes(), 0).buffers
+    sizes = [len(each.data) for each in buffers if each.data is not None]
+    layer = model.module.bert.encoder.layer[0]  # type: ignore[attr-defined]
+    # Attention's four and the head's own, as large; then the feed-forward's two.
+    assert sizes.count(layer.attention.self.query.weight.numel()) == 5
+    assert sizes.count(layer.intermediate.dense.weight.numel()) == 2
 
 
 @pytest.mark.slow
