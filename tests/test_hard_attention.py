@@ -20,6 +20,9 @@ from edgekit.export import export_artifact
 from edgekit.hard_attention import harden, largest
 from edgekit.model import Model, export_forward, identify, load_model, reference_outputs, save_model
 from edgekit.preprocess import Encoded
+from edgekit.step import Context, apply_steps
+from edgekit.steps.prune.drop_layers import DropLayers
+from edgekit.steps.prune.heads import PruneHeads
 from edgekit.steps.prune.slicing import own_layers
 from edgekit.steps.quantize.static import fake_outputs
 from tests.static_cases import calibrated
@@ -116,6 +119,25 @@ def test_the_documented_lines_run_it_without_edgekit(family: str, tmp_path: Path
         transformers.AttentionInterface.register("hard", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # these lines are what ran
             names["model"](**inputs)
+
+
+def test_later_steps_keep_it(tmp_path: Path) -> None:
+    """Of four layers the second and the last are hard; the first goes, and a third of the heads."""
+    model = load_model(identify(str(tiny_checkpoint(tmp_path / "whole", layers=4))))
+    for number, top in ((1, 2), (3, 3)):
+        attention = own_layers(model)[number].attention
+        assert attention is not None
+        harden(model.module, attention, top)
+    steps = [DropLayers(count=1, strategy="bottom"), PruneHeads(ratio=0.34, importance="magnitude")]
+    after = apply_steps(steps, model, Context(None, 0, folder=tmp_path))
+    save_model(after, tmp_path / "saved")
+    again = load_model(identify(str(tmp_path / "saved")))
+    assert hard_attention.describe(again.module) == {
+        "bert.encoder.layer.0.attention.self": 2,
+        "bert.encoder.layer.2.attention.self": 3,
+    }
+    np.testing.assert_array_equal(answers(again), answers(after))
+    np.testing.assert_allclose(exported(again), answers(after), atol=1e-5)
 
 
 def of_file(artifact: Artifact, rows: Encoded) -> Any:
