@@ -6,6 +6,7 @@ A pruned model has other widths in each, and so its config has one key more, ``e
 - ``shapes``: of each tensor that differs from what the rest of the config builds, by name.
 - ``tied``: a module and the other module that it is, of which alone the file has the weights.
 - ``factored``: what is a product of smaller tensors, if anything is (see ``factored``).
+- ``unit_length``: the classifier, if it reads its input at length 1 (see there).
 - ``hard_attention``: what counts its largest probabilities alone, if anything does (see there).
 - ``absent``: projections that were removed with their whole block. In their place is a
   ``Threshold`` that nothing reaches: it has no weights and gives zeros of its input's shape, so
@@ -45,11 +46,10 @@ _PROJECTION = "projection"
 
 def record(module: Any) -> dict[str, Any] | None:
     """What ``config.json`` has to say besides the family's own fields; ``None`` if nothing."""
-    from edgekit import factored, hard_attention
+    from edgekit import factored, hard_attention, unit_length
 
     tied = _tied(module)
     products = factored.describe(module)
-    hard = hard_attention.describe(module)
     absent = [name for name, part in module.named_modules() if is_absent(part)]
     plain = {name: tuple(t.shape) for name, t in _outline(module).state_dict().items()}
     shapes = {}
@@ -60,10 +60,12 @@ def record(module: Any) -> dict[str, Any] | None:
         if (made or tuple(tensor.shape) != plain.get(name)) and not _inside(name, tied):
             shapes[name] = list(tensor.shape)
     found = {"shapes": shapes, "tied": tied, "absent": absent}
-    if products is not None:
-        found["factored"] = products
-    if hard:
-        found["hard_attention"] = hard
+    rare = {
+        "factored": products,
+        "hard_attention": hard_attention.describe(module),
+        "unit_length": unit_length.describe(module),
+    }
+    found |= {name: said for name, said in rare.items() if said}
     return found if any(found.values()) else None
 
 
@@ -96,7 +98,7 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
     """
     import torch
 
-    from edgekit import factored, hard_attention
+    from edgekit import factored, hard_attention, unit_length
 
     for name in differs["absent"]:
         module.set_submodule(name, absent_part())
@@ -108,6 +110,8 @@ def rebuild(module: Any, differs: Mapping[str, Any], tensors: Mapping[str, Tenso
         factored.install(module, differs["factored"], differs["shapes"])
     for name, top in differs.get("hard_attention", {}).items():
         hard_attention.harden(module, module.get_submodule(name), top)
+    for name in differs.get("unit_length", ()):
+        unit_length.install(module, name)
     if tensors is None:
         for name, shape in differs["shapes"].items():
             place(module, name, torch.empty(shape, device="meta"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgekit.architectures import Layer
 from edgekit.hard_attention import largest, top_of
 from edgekit.structure import is_absent, projection
+from edgekit.unit_length import at_unit_length
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -243,7 +244,7 @@ def _embed(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Te
     mean = mean_state(states, attention_mask)
     if (projected := projection(forward.module)) is not None:
         mean = projected(mean)
-    return mean * torch.rsqrt((mean * mean).sum(-1, keepdim=True).clamp_min(1e-24))
+    return at_unit_length(mean)
 
 
 def _classify(forward: ExportForward, states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -9,14 +9,16 @@ Rules:
    neuron that hardly changes, by less than a hundredth of its size, is left unscaled.
 3. ``all-but-the-top`` is x - mean without its part along the first ``components`` principal
    directions, a hundredth of the width unless said (Mu and Viswanath 2017, arXiv 1702.01417).
-4. All these are affine, and so they cost nothing. A classifier is fitted anew on the changed
+4. These are affine, and so they cost nothing. A classifier is fitted anew on the changed
    representation, W (M (x - m)) + b, and ships as one layer: W M and b - W M m. A sentence
    embedding has z-score and min-max folded into the gain and bias of its last norm: the mean of
    changed states is the changed mean.
 5. ``all-but-the-top`` of a sentence embedding is a Linear more, behind the mean of its states
    (``structure``): no norm can hold it. Whatever is standardised must come before it.
-6. ``unit-length`` is no affine map, so that a classifier cannot have it; a sentence embedding
-   has it already.
+6. ``unit-length`` is x / |x|, which is no affine map: the classifier divides by the length itself
+   (``edgekit.unit_length``), and is fitted to x / |x| times the root of the width, which makes
+   neurons of about unit spread. Nothing can be standardised behind it. A sentence embedding has
+   it already.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from edgekit.steps.needs import need_float, need_labels, need_rows
 from edgekit.structure import project, projection, sharing_copy
 
 if TYPE_CHECKING:
+    from edgekit.architectures import Head
     from edgekit.model import Model
     from edgekit.preprocess import Array
     from edgekit.step import Context
@@ -82,23 +85,20 @@ class Postprocess:
             else:
                 _last_norm(model)
             return
-        if self.kind == "unit-length":
-            raise RecipeError(
-                "postprocess: unit-length cannot be folded into a classifier; choose another kind"
-            )
+        need_plain("postprocess", head)
         self._check_components(head.classifier.weight.shape[1])
         need_labels("postprocess", context)
 
     def apply(self, model: Model, context: Context) -> Model:
         if context.folder is None:
             return self._outline(model)
+        assert model.architecture is not None and context.rows is not None
+        if model.architecture.task_head(model.module, model.task) is not None:
+            return self._classifier(model, context)
         if self.kind == "unit-length":
             note = "postprocess: the vectors have length 1 already"
             return replace(model, lineage=(*model.lineage, note))
-        assert model.architecture is not None and context.rows is not None
-        if model.architecture.task_head(model.module, model.task) is None:
-            return self._embedding(model, context)
-        return self._classifier(model, context)
+        return self._embedding(model, context)
 
     def ensures(self, before: Model, after: Model) -> None:
         shapes = {name: t.shape for name, t in self._outline(before).module.state_dict().items()}
@@ -115,10 +115,13 @@ class Postprocess:
         """The shapes that come of it."""
         assert model.architecture is not None
         head = model.architecture.task_head(model.module, model.task)
-        if head is not None or self.kind != "all-but-the-top":
-            return model
         changed = replace(model, module=sharing_copy(model.module))
-        project(changed.module, _width(model), _width(model))
+        if head is not None and self.kind == "unit-length":
+            _read_at_unit_length(changed)
+        elif head is None and self.kind == "all-but-the-top":
+            project(changed.module, _width(model), _width(model))
+        else:
+            return model
         return changed
 
     def _embedding(self, model: Model, context: Context) -> Model:
@@ -149,8 +152,11 @@ class Postprocess:
         rows, judged = set_aside(context.rows, context.seed)
         encoded = encode(model, rows)
         states, labels = representation(model, encoded), gold(model, rows, encoded)
+        if self.kind == "unit-length":
+            wide = states.astype(np.float64)
+            states = wide / np.linalg.norm(wide, axis=1, keepdims=True).clip(1e-12)
         map_ = self._map(states)
-        changed = replace(model, module=sharing_copy(model.module))
+        changed = self._outline(replace(model, module=sharing_copy(model.module)))
         head = model.architecture.task_head(changed.module, model.task)
         assert head is not None
         fitted = fit_classifier(map_.of(states), labels, len(head.classifier.weight))
@@ -167,6 +173,9 @@ class Postprocess:
             return z_score(states)
         if self.kind == "min-max":
             return min_max(states)
+        if self.kind == "unit-length":
+            width = states.shape[1]
+            return Affine(np.full(width, width**0.5), np.zeros(width))
         return all_but_the_top(states, self.components or max(1, round(states.shape[1] / 100)))
 
 
@@ -199,6 +208,27 @@ def fold(map_: Affine, fitted: Linear, classifier: Any) -> None:
     weight = fitted.weight * map_.matrix if map_.matrix.ndim == 1 else fitted.weight @ map_.matrix
     classifier.weight = _parameter(weight)
     classifier.bias = _parameter(fitted.bias - weight @ map_.shift)
+
+
+def need_plain(step: str, head: Head) -> None:
+    """Rule 6: refuse what stands behind a division by the length. Raises RecipeError."""
+    from edgekit.unit_length import UnitLength
+
+    if isinstance(head.classifier, UnitLength):
+        raise RecipeError(
+            f"{step}: the classifier reads vectors of length 1, which postprocess:kind=unit-length "
+            "made; put that last"
+        )
+
+
+def _read_at_unit_length(model: Model) -> None:
+    from edgekit.unit_length import install
+
+    assert model.architecture is not None
+    head = model.architecture.task_head(model.module, model.task)
+    assert head is not None
+    name = next(n for n, part in model.module.named_modules() if part is head.classifier)
+    install(model.module, name)
 
 
 def put(map_: Affine, linear: Any) -> None:

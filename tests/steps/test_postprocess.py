@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
+from edgekit import structure, unit_length
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import RecipeError
@@ -18,6 +21,7 @@ from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
 from edgekit.steps.postprocess import Postprocess, all_but_the_top, fold, min_max, z_score
 from edgekit.steps.probe import fit_classifier, gold, representation
+from edgekit.steps.prune.neurons import PruneNeurons
 from edgekit.workbench import encode
 from tests.tiny import WORDS, tiny_checkpoint
 from tests.tiny_project import random_texts
@@ -64,7 +68,7 @@ def test_all_but_the_top_leaves_nothing_along_the_first_directions() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlnet", "albert"])
-@pytest.mark.parametrize("kind", ["z-score", "min-max", "all-but-the-top"])
+@pytest.mark.parametrize("kind", ["z-score", "min-max", "all-but-the-top", "unit-length"])
 def test_the_saved_classifier_is_the_fitted_one_behind_the_map(
     family: str, kind: Any, tmp_path: Path
 ) -> None:
@@ -79,6 +83,8 @@ def test_the_saved_classifier_is_the_fitted_one_behind_the_map(
         mapped = (states - states.mean(0)) / np.where(still, 1, states.std(0))
     elif kind == "min-max":
         mapped = (states - states.min(0)) / np.where(still, 1, np.ptp(states, axis=0))
+    elif kind == "unit-length":
+        mapped = states / np.linalg.norm(states, axis=1, keepdims=True) * states.shape[1] ** 0.5
     else:
         centred = states - states.mean(0)
         top = np.linalg.eigh(centred.T @ centred)[1][:, -1:]
@@ -208,6 +214,44 @@ def test_the_exported_file_gives_the_projected_answers(format: Any, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_a_division_by_the_length_loads_by_the_documented_lines(
+    family: str, tmp_path: Path
+) -> None:
+    data = rows()
+    made = applied(Postprocess("unit-length"), model(tmp_path, family), data, tmp_path)
+    save_model(made, tmp_path / "saved")
+    names: dict[str, Any] = {
+        "AutoConfig": transformers.AutoConfig,
+        "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "folder": str(tmp_path / "saved"),
+        "load_file": load_file,
+        "torch": torch,
+    }
+    for text in (structure.__doc__ or "", unit_length.__doc__ or ""):
+        lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+        exec("\n".join(lines), names)
+    given = encode(made, data)
+    mask = torch.from_numpy(given.arrays["attention_mask"])
+    ids = torch.from_numpy(given.arrays["input_ids"])
+    with torch.no_grad():
+        found = names["model"].eval()(ids.long(), mask.long()).logits.numpy()
+    np.testing.assert_allclose(found, reference_outputs(made, given), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+def test_files_divide_by_the_length(format: Any, tmp_path: Path) -> None:
+    data = rows()
+    made = applied(Postprocess("unit-length"), model(tmp_path), data, tmp_path)
+    for scheme, limit in (("fp32", 1e-5), ("int8-dynamic", 0.25)):
+        named: Any = scheme
+        artifact = export_artifact(made, tmp_path / scheme, format, named, any_length=True)
+        found = run_agent(artifact, encode(made, data), [Pass("all", "outputs")], threads=1)
+        outputs = found["passes"]["all"]["outputs"]
+        np.testing.assert_allclose(outputs, reference_outputs(made, encode(made, data)), atol=limit)
+
+
 def test_fold_is_exact() -> None:
     chance = np.random.default_rng(0)
     states, labels = chance.normal(size=(100, 10)), chance.integers(0, 3, 100)
@@ -225,7 +269,7 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     embedding = model(tmp_path / "e", "albert", "sentence-embedding")
     bert = model(tmp_path / "b", "bert", "sentence-embedding")
     cases: list[tuple[Postprocess, Model, Rows | None, str]] = [
-        (Postprocess("unit-length"), whole, data, "cannot be folded"),
+        (Postprocess(), applied(Postprocess("unit-length"), whole, data, tmp_path), data, "last"),
         (Postprocess("all-but-the-top", 24), bert, data, "from 1 to 23"),
         (Postprocess(), embedding, data, "every layer's"),
         (Postprocess(components=2), whole, data, "go with kind"),
@@ -236,5 +280,7 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     for step, of, given, words in cases:
         with pytest.raises(RecipeError, match=words):
             apply_steps([step], of, Context(given, 0, tmp_path))
+    with pytest.raises(RecipeError, match="of length 1"):
+        apply_steps([Postprocess("unit-length"), PruneNeurons(3)], whole, Context(data, 0))
     kept = applied(Postprocess("unit-length"), bert, data, tmp_path)
     assert kept.module is bert.module and "already" in kept.lineage[-1]

@@ -44,8 +44,11 @@ class PruneNeurons:
     redundant: float = 0.0
 
     def requires(self, model: Model, context: Context) -> None:
+        from edgekit.steps.postprocess import need_plain
+
         need_float("prune-neurons", model)
-        _, hidden = _head(model)
+        head, hidden = _head(model)
+        need_plain("prune-neurons", head)
         width = hidden.weight.shape[0]
         if (self.count is None) == (self.within is None):
             raise RecipeError(
