@@ -9,9 +9,9 @@ int8 file, one thread, both in turns in one process. ``--only NAME`` takes some 
 ``--minutes`` is the longest that a row may learn (``sparse-85``: 10; recorded on one core: 9, of
 ``factorize-IV`` 18); ``--format``, ``--row`` and ``--no-times`` as there.
 
-``hard_attention.json`` is of a checkpoint tuned (``../quantization/finetune.py``, 16 minutes) on the
-training rows but those that ``prune-accuracy-driven`` sets aside. ``clinc150_vocabulary.json`` has
-rows of ``trim-vocabulary`` alone.
+``hard_attention.json`` is of a checkpoint tuned (``../quantization/finetune.py``, 16 minutes) on
+the training rows but those that ``prune-accuracy-driven`` sets aside. ``clinc150_vocabulary.json``
+has rows of ``trim-vocabulary`` alone.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "prune-contrastive:ratio=0.5,step=0.25,epochs=2,learning-rate=0.0002,max-minutes={minutes}",
     ),
     "accuracy-driven": ("prune-accuracy-driven",),
-    # Both of a checkpoint that was tuned without the rows set aside; recorded with 0.1 and 8 as well.
+    # Both of a checkpoint tuned without the rows set aside; recorded with 0.1 and 8 as well.
     "accuracy-driven-hard": ("prune-accuracy-driven:hard-attention=30",),
     "accuracy-driven-recovered": ("prune-accuracy-driven:tolerance=0.2", _RECOVERY),
     "tie-layers": (
