@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.light import answer_loss, at_words, build
 from edgekit.steps.distill.variations import variations
 from edgekit.steps.distill.words import SPECIAL, words_of
+from edgekit.train import Training, train
 from edgekit.workbench import encode
 from tests.fresh import run_fresh
 from tests.tiny import tiny_checkpoint, tiny_texts
 from tests.tiny_light import KINDS, LABELS, outline, tiny_step, tiny_student, topics
 from tests.tiny_project import tiny_project
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def test_words_are_those_of_the_training_text_and_ties_go_by_letters():
@@ -198,6 +202,31 @@ def test_a_teacher_is_worth_more_than_labels_and_a_permuted_one_nothing(kind, te
 
 
 @pytest.mark.slow
+def test_over_pieces_a_teacher_tells_the_tags_of_words_that_no_row_has(tmp_path):
+    """Mean of three seeds; a word's last letter is its tag, and no word comes twice."""
+    checkpoint = tiny_checkpoint(tmp_path / "original", task="token-classification")
+    original = load_model(identify(str(checkpoint)))
+    teacher = _tagger(original, _spelled(800, 9, wrong=0.1), (), None, tmp_path / "teacher", 0)
+    labelled, pool, judged = _spelled(30, 1, wrong=0.1), _spelled(400, 2).words, _spelled(200, 3)
+    means = {}
+    for arm in ("teacher", "labels", "permuted"):
+        scores = []
+        for seed in range(3):
+            folder = tmp_path / f"{arm}{seed}"
+            student = _tagger(original, labelled, pool, (teacher, arm), folder, seed)
+            read = encode(student, judged)
+            given = reference_outputs(student, read).argmax(-1)
+            hits = [
+                given[row, starts] == [LABELS.index(tag) for tag in judged.labels[row]]
+                for row, starts in enumerate(read.word_starts)
+            ]
+            scores.append(np.concatenate(hits).mean())
+        means[arm] = float(np.mean(scores))
+    assert means["teacher"] > means["labels"] + 0.1, means
+    assert means["labels"] > means["permuted"] + 0.02, means
+
+
+@pytest.mark.slow
 def test_a_build_ends_in_a_bundle_that_needs_neither_teacher_nor_eval_rows(tmp_path):
     project = tiny_project(tmp_path, rows=80)
     files = []
@@ -265,12 +294,48 @@ def _learned(kind, arm, seed, teacher, labelled, pool, judged, folder):
     return float((reference_outputs(student, encode(student, judged)).argmax(1) == wanted).mean())
 
 
+def _spelled(count, seed, *, wrong=0.0):
+    """Rows of three made-up words; a share of the tags is the next one's."""
+    chance = random.Random(seed)
+    words, tags = [], []
+    for _ in range(count):
+        row = ["".join(chance.choices(LETTERS, k=chance.randint(2, 4))) for _ in range(3)]
+        words.append(tuple(row))
+        shifts = [chance.random() < wrong for _ in row]
+        tags.append(
+            tuple(LABELS[(LETTERS.index(w[-1]) + s) % 3] for w, s in zip(row, shifts, strict=True))
+        )
+    return Rows(words=tuple(words), labels=tuple(tags))
+
+
+def _tagger(original, labelled, pool, teaching, folder, seed):
+    """A student over the original's pieces, taught as ``_taught`` does it."""
+    from edgekit.examples import Examples, token_labels
+
+    every = Rows(words=(*labelled.words, *pool))
+    step = tiny_step("bilstm", pieces=True, vocabulary=100, cells=12)
+    family, sizes, preprocessor = step.outline(original, every)
+    student = build(family, original, sizes, preprocessor, seed)
+    read = encode(student, every)
+    known = [np.array([LABELS.index(tag) for tag in row]) for row in labelled.labels]
+    gold = token_labels(read, [*known, *(np.full(len(row), IGNORED) for row in pool)])
+    outputs, share = np.zeros((*gold.shape, 3), np.float32), 1.0
+    if teaching is not None and teaching[1] != "labels":
+        share = 0.0
+        theirs = encode(teaching[0], every)
+        outputs = at_words(reference_outputs(teaching[0], theirs), theirs, read)
+        told = ~np.isnan(outputs[..., 0])
+        if teaching[1] == "permuted":
+            order = np.random.default_rng(seed).permutation(told.sum())
+            outputs[told] = outputs[told][order]
+    examples = Examples(read, labels=gold, teacher=outputs, per_token=True)
+    _learn(student, examples, share, folder, Training(8, learning_rate=3e-2, batch=32, seed=seed))
+    return student
+
+
 def _taught(kind, rows, labels, pool, teaching, folder, seed, epochs):
     from edgekit.examples import Examples
-    from edgekit.model import export_forward
-    from edgekit.train import Training, train
 
-    folder.mkdir()
     step = tiny_step(kind, ngrams=600) if kind == "ngram" else tiny_step(kind)
     every = Rows(texts=(*rows.texts, *(pool.texts if pool else ())))
     family, sizes, preprocessor = step.outline(outline(), every)
@@ -283,13 +348,18 @@ def _taught(kind, rows, labels, pool, teaching, folder, seed, epochs):
         outputs = reference_outputs(teaching[0], encode(teaching[0], every))
         if teaching[1] == "permuted":
             outputs = outputs[np.random.default_rng(seed).permutation(len(outputs))]
-    train(
-        export_forward(student, learning=True).train(),
-        Examples(encode(student, every), labels=gold, teacher=outputs),
-        answer_loss(student, 1.0, share, 0.0),
-        Training(epochs=epochs, learning_rate=2e-2, batch=32, seed=seed),
-        folder=folder / "training",
-        checkpoint_seconds=1e9,
-    )
-    student.module.eval()
+    examples = Examples(encode(student, every), labels=gold, teacher=outputs)
+    training = Training(epochs=epochs, learning_rate=2e-2, batch=32, seed=seed)
+    _learn(student, examples, share, folder, training)
     return student
+
+
+def _learn(student, examples, share, folder, training):
+    """share: of the gold labels in the loss."""
+    from edgekit.model import export_forward
+
+    folder.mkdir()
+    forward = export_forward(student, learning=True).train()
+    loss = answer_loss(student, 1.0, share, 0.0)
+    train(forward, examples, loss, training, folder=folder / "training", checkpoint_seconds=1e9)
+    student.module.eval()
