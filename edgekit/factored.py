@@ -163,6 +163,26 @@ def is_table(module: Any) -> bool:
     )
 
 
+class Decoder(nn.Module):
+    """Scores [..., V] of all words, by a ``factored_table``: its weights are the table's own."""
+
+    def __init__(self, table: Any, bias: Tensor | None) -> None:
+        super().__init__()
+        self.table = (table,)  # in a tuple: it is a submodule of the embeddings alone
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The table [V, D], multiplied out."""
+        (table,) = self.table
+        product: Tensor = table.right(table.left.weight)
+        return product
+
+    def forward(self, states: Tensor) -> Tensor:
+        (table,) = self.table
+        return F.linear(states @ table.right.weight, table.left.weight, self.bias)
+
+
 def is_factored(module: nn.Module) -> bool:
     """Whether matrices of ``module`` are factored (its word table aside)."""
     return any(isinstance(part, Factored) for part in module.modules())

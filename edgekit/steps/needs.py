@@ -24,12 +24,18 @@ def need_float(step: str, model: Model) -> None:
         )
 
 
+def family_of(model: Model) -> str:
+    """What a person calls the model's family."""
+    kind = getattr(getattr(model.module, "config", None), "model_type", None)
+    return f"a {kind}" if isinstance(kind, str) and kind else "this model"
+
+
 def need_encoder(step: str, model: Model) -> Architecture:
     """The model is of a family whose layers are known, and its matrices are whole."""
     from edgekit.factored import is_factored
 
     if model.architecture is None or model.architecture.layers is None:
-        raise RecipeError(f"{step}: this model has no encoder layers that are known here")
+        raise RecipeError(f"{step}: {family_of(model)} has no encoder layers that are known here")
     if model.architecture.branches:
         raise RecipeError(
             f"{step}: this model's layers stand side by side (cerberus made them); put the step "

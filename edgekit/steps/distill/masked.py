@@ -26,6 +26,7 @@ from edgekit.errors import ModelError, RecipeError
 from edgekit.examples import IGNORED
 from edgekit.model import Model, identify, load_model
 from edgekit.steps.distill.teachers import common_rows
+from edgekit.steps.finetune.mlm_head import tie_decoder
 
 _SHARE = 0.15
 _MASKS = ("[MASK]", "<mask>")
@@ -117,7 +118,7 @@ def guessing(student: Model, teacher: Model, seed: int) -> Guessing:
             ):
                 own[name].copy_(tensor)
         setattr(made, prefix, encoder)
-        made.tie_weights()
+        tie_decoder(made)
     return Guessing(made.eval(), student.inputs)
 
 

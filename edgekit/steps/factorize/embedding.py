@@ -9,7 +9,8 @@ Rules:
    is cut at its own width, and their projection stays behind the norm.
 3. Every token has its row still: ``trim-vocabulary`` may come before or after. Before is better:
    the rank is then spent on the tokens that stay.
-4. No task here has a decoder that shares the table (its transpose would have to be cut alike).
+4. A decoder for masked words, which shares the table while ``pretrain-mlm`` or ``distill`` learns
+   from them, is the product of the same two (``factored.Decoder``). No file has one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_encoder, need_float
+from edgekit.steps.needs import family_of, need_encoder, need_float
+from edgekit.structure import is_absent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,8 +60,8 @@ class Factorize:
         described = need_encoder("factorize", model)
         if not described.learns:
             raise RecipeError(
-                "factorize: this family runs on copies of its weights, which cannot be replaced; "
-                "leave the step out"
+                f"factorize: {family_of(model)} runs on copies of its weights, which cannot be "
+                "replaced; leave the step out"
             )
         left, right = self._ranks()
         if self.method == "II" and left != right:
@@ -169,7 +170,7 @@ def factors(
         inner, outer = truncated_svd(whole, left)
         own = [
             {"left": a, "right": b}
-            for a, b in zip(inner.float().split(cuts), outer.float().split(cuts), strict=True)
+            for a, b in zip(_apart(inner, cuts), _apart(outer, cuts), strict=True)
         ]
         return {}, own, _relative_error(whole, inner @ outer)
     mix, core, u, v = tucker(whole, bank, left, right)
@@ -177,9 +178,14 @@ def factors(
     cores = core if mix is None else torch.einsum("xi,ikl->xkl", mix, core)
     error = _relative_error(whole, u @ cores @ v.T)
     if mix is None:
-        return shared, [{"core": each} for each in core.float().split(cuts)], error
+        return shared, [{"core": each} for each in _apart(core, cuts)], error
     shared["bank"] = core.float()
-    return shared, [{"mix": each.clone()} for each in mix.float().split(cuts)], error
+    return shared, [{"mix": each} for each in _apart(mix, cuts)], error
+
+
+def _apart(stacked: Tensor, cuts: list[int]) -> list[Tensor]:
+    """Its parts in float32, each with a storage of its own: TorchScript writes storages."""
+    return [part.clone() for part in stacked.float().split(cuts)]
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -268,12 +274,16 @@ def _matrices(model: Model, module: Any) -> list[tuple[str, nn.Linear, bool]]:
 
 def _parts(layer: Layer) -> list[tuple[Any, bool]]:
     square = (layer.query, layer.key, layer.value, layer.attention_output)
-    return [*((part, False) for part in square), (layer.up, True), (layer.down, False)]
+    parts = [*((part, False) for part in square), (layer.up, True), (layer.down, False)]
+    return [(part, up) for part, up in parts if not is_absent(part)]
 
 
 def _shape_of(model: Model) -> tuple[int, int]:
     """D and the number of slices of all layers. Raises RecipeError where there are none such."""
     matrices = _matrices(model, model.module)
+    if not matrices:
+        raise RecipeError("factorize: no layer has a matrix left; leave the step out")
+    # What a layer's first matrix reads is of the layers' width.
     size = matrices[0][1].weight.shape[1]
     slices = 0
     for name, linear, up in matrices:
@@ -287,7 +297,7 @@ def _shape_of(model: Model) -> tuple[int, int]:
         if inner % size:
             raise RecipeError(
                 f"factorize: {name} is {shape[0]} x {shape[1]}, and {inner} is no multiple of the "
-                f"width {size}; put factorize before pruning, or leave it out"
+                f"width {size}; leave factorize out, or prune-ffn with even=1,multiple={size}"
             )
         slices += inner // size
     return size, slices

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_float
+from edgekit.steps.needs import family_of, need_float
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -34,11 +34,18 @@ class TieLayers:
 
     def requires(self, model: Model, context: Context) -> None:
         need_float("tie-layers", model)
-        depth = len(_layers(model))
-        if not 1 <= self.groups < depth:
+        layers = _layers(model)
+        different = len(set(map(id, layers)))
+        if not 1 <= self.groups < different:
             raise RecipeError(
-                f"tie-layers: groups must be from 1 to {depth - 1} of {depth} layers, is "
-                f"{self.groups}"
+                f"tie-layers: groups must be from 1 to {different - 1} of {different} different "
+                f"layers, is {self.groups}"
+            )
+        firsts = {id(layers[group]) for group in self._firsts(len(layers))}
+        if len(firsts) != self.groups:
+            raise RecipeError(
+                f"tie-layers: of the layers that are tied already, {self.groups} runs would begin "
+                f"with {len(firsts)} different ones; give fewer groups"
             )
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -49,12 +56,17 @@ class TieLayers:
         changed: Any = sharing_copy(model.module)
         stack = described.stack(changed.base_model)
         depth = len(stack)
-        groups = [layer * self.groups // depth for layer in range(depth)]
-        for layer, group in enumerate(groups):
-            stack[layer] = stack[groups.index(group)]
-        runs = " and ".join(f"{groups.count(group)}" for group in range(self.groups))
+        firsts = self._firsts(depth)
+        for layer, first in enumerate(firsts):
+            stack[layer] = stack[first]
+        runs = " and ".join(f"{firsts.count(first)}" for first in sorted(set(firsts)))
         note = f"tie-layers: {depth} layers, in runs of {runs}, run the first one's weights each"
         return model.with_module(changed, note)
+
+    def _firsts(self, depth: int) -> list[int]:
+        """Rule 1: of each layer, the first of its group."""
+        groups = [layer * self.groups // depth for layer in range(depth)]
+        return [groups.index(group) for group in groups]
 
     def ensures(self, before: Model, after: Model) -> None:
         layers = _layers(after)
@@ -66,7 +78,9 @@ def _layers(model: Model) -> list[Any]:
     """The layers as they run. Raises RecipeError where they cannot be tied."""
     described, module = model.architecture, model.module
     if described is None or described.layers is None or described.branches:
-        raise RecipeError("tie-layers: this model has no stack of layers that is known here")
+        raise RecipeError(
+            f"tie-layers: {family_of(model)} has no stack of layers that is known here"
+        )
     if described.stack is None:
         raise RecipeError(
             "tie-layers: this family's layers share their weights already; leave the step out"

@@ -49,7 +49,7 @@ def gap_filler(model: Model, seed: int) -> tuple[nn.Module, str]:
         config.__dict__.pop(structure.KEY, None)
         lm: Any = transformers.AutoModelForMaskedLM.from_config(config)
         setattr(lm, lm.base_model_prefix, module.base_model)
-        lm.tie_weights()
+        tie_decoder(lm)
         found = _saved_head(module.config, lm)
     if found:
         lm.load_state_dict(found, strict=False)
@@ -70,6 +70,17 @@ def gap_filler(model: Model, seed: int) -> tuple[nn.Module, str]:
         pooler.requires_grad_(False)
     begun = "with the checkpoint's own head" if found else "with a new head on the word table"
     return Filler().train(), begun
+
+
+def tie_decoder(lm: Any) -> None:
+    """Let the decoder's matrix be the word table; of a factored one, the product of its factors."""
+    from edgekit.factored import Decoder, is_table
+
+    table = lm.get_input_embeddings()
+    if is_table(table):
+        lm.set_output_embeddings(Decoder(table, lm.get_output_embeddings().bias))
+    else:
+        lm.tie_weights()
 
 
 def _saved_head(config: Any, lm: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class PretrainMlm:
 
     def apply(self, model: Model, context: Context) -> Model:
         if context.folder is None:
-            return model
+            return replace(model, sparsity=0.0)
         from edgekit.data import Rows
         from edgekit.examples import Examples
         from edgekit.steps.finetune.finetune import learning_mode
@@ -134,7 +134,8 @@ class PretrainMlm:
             f"before, {after:.3f} after"
         )
         notes = (told,) if report.note is None else (told, report.note)
-        return replace(made, lineage=(*model.lineage, *notes))
+        # What learns here fills zeros.
+        return replace(made, lineage=(*model.lineage, *notes), sparsity=0.0)
 
     def ensures(self, before: Model, after: Model) -> None:
         module: Any = before.module

@@ -37,8 +37,9 @@ import numpy as np
 from edgekit.errors import RecipeError
 from edgekit.events import OnProgress, unwatched
 from edgekit.steps.gold import need_gold
-from edgekit.steps.needs import ENOUGH, need_float
+from edgekit.steps.needs import ENOUGH, family_of, need_float
 from edgekit.steps.prune.slicing import Kept, cut, everything, need_cuts, own_layers
+from edgekit.steps.prune.zeros import as_sparse_as_it_is
 from edgekit.structure import sharing_copy
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ class PruneAccuracyDriven:
         need_float("prune-accuracy-driven", model)
         need_cuts("prune-accuracy-driven", model, "heads", "neurons")
         if not model.architecture or not model.architecture.reads_text:
-            raise RecipeError("prune-accuracy-driven: only models of text are known to it")
+            raise RecipeError(
+                f"prune-accuracy-driven: {family_of(model)} reads no text, and only models of "
+                "text are known to it"
+            )
         narrowest = min((layer.neurons for layer in own_layers(model) if layer.neurons), default=1)
         if not 1 <= self.groups <= narrowest:
             raise RecipeError(
@@ -119,7 +123,9 @@ class PruneAccuracyDriven:
                 "probabilities of a query"
             )
         made = replace(hardened, lineage=(*model.lineage, *notes))
-        return made if kept == before else replace(made, module=cut(hardened, kept))
+        if kept == before:
+            return made
+        return as_sparse_as_it_is(replace(made, module=cut(hardened, kept)))
 
     def ensures(self, before: Model, after: Model) -> None:
         for was, now in zip(own_layers(before), own_layers(after), strict=True):

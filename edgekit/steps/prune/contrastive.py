@@ -100,7 +100,8 @@ class PruneContrastive:
 
     def apply(self, model: Model, context: Context) -> Model:
         if context.folder is None:
-            return replace(model, module=_without(model, self.ratio, model, None))
+            module = _without(model, self.ratio, model, None)
+            return replace(model, module=module, sparsity=0.0)
         from edgekit.steps.distill.teaching import taught_examples
         from edgekit.steps.heldout import metric_of, quality, set_aside
 
@@ -130,7 +131,8 @@ class PruneContrastive:
             if share != shares[-1]:
                 path = folder / f"snapshot-{number}.npy"
                 snapshots.append(summaries(made, examples.encoded, path))
-        return replace(made, lineage=(*model.lineage, *notes))
+        # What learns here fills zeros.
+        return replace(made, lineage=(*model.lineage, *notes), sparsity=0.0)
 
     def ensures(self, before: Model, after: Model) -> None:
         for part, multiple in _MULTIPLES.items():

@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_float, need_rows
+from edgekit.steps.needs import family_of, need_float, need_rows
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -77,9 +78,9 @@ class DropLayers:
         if self.count is not None:
             kept_layers(self.strategy, depth, self.count)
             return
-        if not 0 <= (self.within or 0) < 1 or self.recovery_epochs < 0:
+        if not 0 <= (self.within or 0) < 1 or not 0 <= self.recovery_epochs < math.inf:
             raise RecipeError(
-                "drop-layers: within is a share from 0 to 1, and recovery-epochs not negative"
+                "drop-layers: within is a share from 0 to 1, and recovery-epochs a number from 0 on"
             )
         need_rows("drop-layers", context)
 
@@ -162,7 +163,8 @@ def kept_layers(strategy: str, depth: int, count: int) -> list[int]:
         if (depth - count) % 2:
             raise RecipeError(
                 f"drop-layers: symmetric keeps as many layers at the bottom as at the top, and "
-                f"{depth} - {count} is odd; drop {count - 1 or count + 1} or {count + 1}"
+                f"{depth} - {count} is odd; drop "
+                + " or ".join(map(str, _possible(strategy, depth)))
             )
         rest = (depth - count) // 2
         gone = set(range(rest, depth - rest))
@@ -185,15 +187,18 @@ def _possible(strategy: str, depth: int) -> list[int]:
 def depth_of(model: Model) -> int:
     """How many layers run. Raises RecipeError where layers are not known."""
     described, module = model.architecture, _module(model)
-    if (
-        described is None
-        or described.branches
-        or (described.stack is None and described.layers is None)
-    ):
-        raise RecipeError("drop-layers: this model has no stack of layers that is known here")
+    if described is None or described.branches or described.layers is None:
+        raise RecipeError(
+            f"drop-layers: {family_of(model)} has no stack of layers that is known here"
+        )
     if described.stack is not None:
         return len(described.stack(module.base_model))
-    return int(module.config.num_hidden_layers)
+    layers = described.layers(module.base_model)
+    if len({id(layer.query) for layer in layers}) > 1:
+        raise RecipeError(
+            "drop-layers: its layers are of several groups that share weights; leave the step out"
+        )
+    return len(layers)
 
 
 def keep_layers(model: Model, kept: Sequence[int]) -> Any:
@@ -210,10 +215,6 @@ def keep_layers(model: Model, kept: Sequence[int]) -> Any:
         chosen = [stack[layer] for layer in kept]
         del stack[:]
         stack.extend(nn.ModuleList(chosen))
-    elif changed.config.num_hidden_groups != 1:
-        raise RecipeError(
-            "drop-layers: its layers are of several groups that share weights; leave the step out"
-        )
     changed.config.num_hidden_layers = len(kept)
     return changed
 

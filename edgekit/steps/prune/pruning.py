@@ -23,6 +23,7 @@ from edgekit.errors import RecipeError
 from edgekit.steps.needs import need_float
 from edgekit.steps.prune.importance import Importance, Part, importances, need_data
 from edgekit.steps.prune.slicing import cut, everything, need_cuts, own_layers
+from edgekit.steps.prune.zeros import as_sparse_as_it_is
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -156,7 +157,7 @@ def prune(
     ]
     split = ", ".join(map(str, left))
     note = f"{step} ({by}): kept {sum(left)} of {sum(widths)}, by layer {split}"
-    return model.with_module(cut(model, kept), note)
+    return as_sparse_as_it_is(model.with_module(cut(model, kept), note))
 
 
 def hold(step: str, part: Part, amount: Amount, before: Model, after: Model) -> None:

@@ -15,7 +15,7 @@ Rules:
    ``until`` on the pattern is locked, and what is left learns.
 5. The loss is that of ``distill``: T²·KL to the original, or in part gold labels.
 6. With ``epochs=0`` nothing learns: the target is met at once.
-7. The pattern survives later training only with ``keep-zeros``, which distill and
+7. The pattern survives later training only with ``keep-zeros``, which distill, finetune and
    quantize-aware-train have. Zero is on every grid, so integers keep it.
 
 Files keep a sparse matrix as its numbers and their distances: ONNX Runtime expands it at load
@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_encoder, need_float, need_rows
+from edgekit.steps.needs import family_of, need_encoder, need_float, need_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,9 +74,12 @@ class Sparsify:
                 f"sparsify: until is a share of the training above 0 ({self.until:g} is given) and "
                 f"every a number of steps from 1 on ({self.every} is given)"
             )
-        need_encoder("sparsify", model)
-        if not matrices(model):
-            raise RecipeError("sparsify: the layers of this family have no matrices of their own")
+        described = need_encoder("sparsify", model)
+        if not described.learns or _others(model):
+            raise RecipeError(
+                f"sparsify: {family_of(model)} has matrices in its layers that the step does not "
+                "reach; leave the step out"
+            )
         if self.epochs == 0:
             return
         need_rows("sparsify", context)
@@ -90,7 +93,10 @@ class Sparsify:
             return replace(model, sparsity=self.sparsity)
         made = replace(model, module=copy.deepcopy(model.module), sparsity=self.sparsity)
         weights = list(matrices(made).values())
-        notes = [f"sparsify: {self.sparsity:.0%} zeros in each of {len(weights)} matrices"]
+        notes = [
+            f"sparsify: {self.sparsity:.0%} zeros in each of {len(weights)} matrices; ONNX and "
+            "integer TFLite files are smaller for it, other files are not, and none is faster"
+        ]
         if self.epochs:
             notes += self._learn(made, weights, context)
         for weight in weights:  # already so, but where nothing learned or the training diverged
@@ -178,6 +184,21 @@ def matrices(model: Model) -> dict[str, nn.Parameter]:
         if isinstance(linear, nn.Linear)
     }
     return {name: each for name, each in module.named_parameters() if id(each) in inside}
+
+
+def _others(model: Model) -> bool:
+    """Whether there are matrices between the layers' own that ``matrices`` does not know."""
+    from torch import nn
+
+    assert model.architecture is not None
+    if model.architecture.stack is None:
+        return False
+    module: Any = model.module
+    known = {id(weight) for weight in matrices(model).values()}
+    return any(
+        isinstance(part, nn.Linear) and id(part.weight) not in known
+        for part in model.architecture.stack(module.base_model).modules()
+    )
 
 
 def scheduled(target: float, share: float) -> float:

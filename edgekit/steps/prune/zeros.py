@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from edgekit.model import Model
 
 
 @contextlib.contextmanager
@@ -29,6 +32,17 @@ def kept_zero(weights: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def as_sparse_as_it_is(model: Model) -> Model:
+    """The model with the share of zeros that its matrices have now, where it was made sparse."""
+    from edgekit.steps.prune.sparsify import matrices
+
+    weights = list(matrices(model).values()) if model.sparsity else []
+    if not weights or any(weight.is_meta for weight in weights):
+        return model
+    shares = [float((weight == 0).double().mean()) for weight in weights]
+    return replace(model, sparsity=min(model.sparsity, *shares))
 
 
 def _without(zero: Tensor) -> Callable[[Tensor], Tensor]:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgekit.artifact import MATRIX_BITS
 from edgekit.errors import RecipeError
 from edgekit.steps.needs import need_float
+from edgekit.steps.prune.zeros import as_sparse_as_it_is
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,7 +99,7 @@ class RoundWeights:
                 _replace(linear, _nearest(linear.weight, bits, self.block))
             how = "rtn"
         note = f"weights rounded for {self.scheme} ({how})"
-        return replace(made, lineage=(*model.lineage, note))
+        return as_sparse_as_it_is(replace(made, lineage=(*model.lineage, note)))
 
     def ensures(self, before: Model, after: Model) -> None:
         if after.quantized is None:

@@ -138,13 +138,16 @@ def smoothable(model: Model) -> list[Place]:
     assert model.architecture is not None and model.architecture.layers is not None
     places = []
     for layer in _once(model.architecture.layers(model.module.base_model)):
-        places.append(Place(layer.value, (layer.attention_output,)))
-        places.append(Place(layer.query, partner=layer.key))
-        if isinstance(layer.activation, nn.ReLU):
+        if layer.heads:
+            places.append(Place(layer.value, (layer.attention_output,)))
+            places.append(Place(layer.query, partner=layer.key))
+        if layer.neurons and isinstance(layer.activation, nn.ReLU):
             places.append(Place(layer.up, (layer.down,), rectified=True))
         if model.architecture.norm_first:
-            places.append(Place(layer.attention_norm, (layer.query, layer.key, layer.value)))
-            places.append(Place(layer.output_norm, (layer.up,)))
+            if layer.heads:
+                places.append(Place(layer.attention_norm, (layer.query, layer.key, layer.value)))
+            if layer.neurons:
+                places.append(Place(layer.output_norm, (layer.up,)))
     return places
 
 

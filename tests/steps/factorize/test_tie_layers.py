@@ -139,7 +139,7 @@ def test_later_steps_take_it(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     model = model_of(tmp_path / "bert", depth=3)
     for groups in (0, 3):
-        with pytest.raises(RecipeError, match=f"from 1 to 2 of 3 layers, is {groups}"):
+        with pytest.raises(RecipeError, match=f"from 1 to 2 of 3 different layers, is {groups}"):
             tied(model, groups)
     with pytest.raises(RecipeError, match="share their weights already"):
         tied(model_of(tmp_path / "albert", "albert"))
