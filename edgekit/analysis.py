@@ -42,13 +42,16 @@ class Analysis:
 def analyze(settings: Settings, *, on_event: Callable[[Event], None] = silent) -> Analysis:
     """Score the layers, heads and neurons of the settings' model on its training rows.
 
-    Raises ModelError for what is no text model with layers, DataError for rows that do not fit.
+    Raises ModelError for what is no text model with layers, DataError for rows that do not fit,
+    UsageError for a seed that is none.
     """
     from edgekit.filemodel import FileModel
+    from edgekit.project import check_seed
     from edgekit.step import Context
     from edgekit.store import Store
     from edgekit.workbench import open_workbench
 
+    check_seed(settings.seed)
     work = open_workbench(settings, Store(), on_event)
     outline = work.outline
     described = None if isinstance(outline, FileModel) else outline.architecture

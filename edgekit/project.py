@@ -312,7 +312,8 @@ def _read_steps(value: Sequence[str | StepSpec]) -> tuple[StepSpec, ...]:
     return tuple(parse_step(each) if isinstance(each, str) else each for each in value)
 
 
-def _read_seed(value: int) -> int:
+def check_seed(value: int) -> int:
+    """The seed itself. Raises UsageError unless it can be one."""
     if not 0 <= value <= _LARGEST_SEED:
         raise UsageError(f"a seed is a whole number from 0 to {_LARGEST_SEED}, not {value}")
     return value
@@ -328,7 +329,7 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "budget": ("budget", parse_budget),
     "lengths": ("lengths", _read_lengths),
     "steps": ("steps", _read_steps),
-    "seed": ("seed", _read_seed),
+    "seed": ("seed", check_seed),
     "device": ("devices", _read_names),
     "output": ("output", Path),
 }

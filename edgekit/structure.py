@@ -26,7 +26,10 @@ smaller ``vocab_size``. Nothing of edgekit is needed to load it again (docs/step
         model.set_submodule(name, model.get_submodule(of))
     for name, tensor in load_file(folder + "/model.safetensors").items():
         owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, torch.nn.Parameter(tensor))
+        part = model.get_submodule(owner)
+        setattr(part, last, tensor if last in part._buffers else torch.nn.Parameter(tensor))
+        if getattr(part, "groups", 1) > 1:
+            part.groups = len(tensor)
 """
 
 from __future__ import annotations

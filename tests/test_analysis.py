@@ -1,6 +1,7 @@
 """``edgekit.analyze``: the scores, recomputed from the weights, and the picture of them."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import edgekit
-from edgekit.errors import ModelError, OutputError
+from edgekit.errors import ModelError, OutputError, UsageError
+from edgekit.model import identify, load_model, save_model
+from edgekit.steps.prune.slicing import cut, everything
 from tests.tiny import tiny_checkpoint
 from tests.tiny_project import TinyProject, tiny_project
 
@@ -72,3 +75,20 @@ def test_what_it_does_not_read(tmp_path: Path) -> None:
     pictures = tiny_checkpoint(tmp_path, "vit", task="image-classification")
     with pytest.raises(ModelError, match="reads pictures"):
         edgekit.analyze(pictures)
+
+
+def test_a_wrong_seed_is_one_sentence(project: TinyProject) -> None:
+    with pytest.raises(UsageError, match="a seed is a whole number from 0"):
+        edgekit.analyze(project.checkpoint, data=project.train, seed=-1)
+
+
+def test_a_model_without_attention_has_neurons_that_matter(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    model = load_model(identify(str(project.checkpoint)))
+    kept = [replace(each, heads=[]) for each in everything(model)]
+    save_model(model.with_module(cut(model, kept), "by hand"), tmp_path / "pruned")
+    found = edgekit.analyze(tmp_path / "pruned", data=project.train)
+    assert {each.part for each in found.found} == {"layers", "neurons"}
+    assert sum("of heads" in note and "has any left" in note for note in found.notes) == 3
+    assert not any(np.isnan(v).any() for each in found.found for v in each.rows.values())

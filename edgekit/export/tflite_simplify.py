@@ -10,6 +10,8 @@ Each operator costs a microsecond or so, which a short text notices. Rules:
    the rows of a matrix for a batch, and further on may give wrong answers without a word.
 5. A matrix is padded by a CONCATENATION: GPU delegates pad three dimensions or four.
 6. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
+7. A constant that is only transposed is stored so. The converter does it to small ones; a filter
+   above a megabyte would be transposed in each run, and would stay in float.
 
 Besides, no shape then holds the length twice, so that a -1 can stand for it, and graphs for
 different lengths differ in nothing else.
@@ -49,6 +51,7 @@ _POINTWISE = {
 
 def simplify(graph: Graph) -> None:
     """Rewrite ``graph`` in place by the rules above."""
+    _transpose_constants(graph)
     links = _Links(graph)
     for op in graph.operators:
         if op.kernel.name == "BATCH_MATMUL":
@@ -98,6 +101,22 @@ class _Links:
                 return None
         # A tensor that nobody reads leaves the graph, and has to keep its shape.
         return found if id(tensor) in self.readers else None
+
+
+def _transpose_constants(graph: Graph) -> None:
+    stored: dict[int, Tensor] = {}
+    operators = []
+    for op in graph.operators:
+        op.inputs = [stored.get(id(tensor), tensor) for tensor in op.inputs]
+        if op.kernel.name == "TRANSPOSE" and op.outputs[0] not in graph.outputs:
+            source, order = op.inputs
+            if source is not None and source.data is not None and order is not None:
+                values = source.values().transpose(order.values())
+                result = op.outputs[0]
+                stored[id(result)] = constant(result.name, values, result.fields)
+                continue
+        operators.append(op)
+    graph.operators = operators
 
 
 def _multiply_in_four(op: Operator, links: _Links) -> None:

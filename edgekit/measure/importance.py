@@ -74,7 +74,10 @@ def _units(part: Literal["heads", "neurons"], by: Score) -> Callable[[Model, Con
 
         need_cuts(by, model, part)
         need_data(by, by, model, context)
-        return _by_layer(importances(model, context, part, by))
+        found = importances(model, context, part, by)
+        if not any(map(len, found)):
+            raise RecipeError(f"{by}: no layer has any left")
+        return _by_layer(found)
 
     return of
 
@@ -94,7 +97,8 @@ def _probed(model: Model, context: Context) -> Units:
     states, labels = representation(model, encoded), gold(model, context.rows, encoded)
     probe = fit_probe(z_scored(states), labels, len(head.classifier.weight), context.seed)
     size = np.abs(probe.weight)
-    return {"classifier": (size / size.sum(1, keepdims=True)).max(0)}
+    # A class that no neuron tells of has no weights.
+    return {"classifier": (size / size.sum(1, keepdims=True).clip(1e-300)).max(0)}
 
 
 def _by_layer(values: list[Array]) -> Units:

@@ -9,9 +9,12 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.data import Rows
+from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import ExportError, ModelError
+from edgekit.export import export_artifact
 from edgekit.export.tflite import export_tflite, quantize_tflite_file
 from edgekit.model import Model, identify, load_model, reference_outputs
+from edgekit.plan.predict import predicted_bytes
 from edgekit.preprocess import Encoded
 from tests.export.cases import layers_of
 from tests.old_runtimes import python_with
@@ -455,3 +458,26 @@ def test_the_oldest_runtime_answers_as_ours_in_fewer_bits(scheme: Any, tmp_path:
     found = np.load(tmp_path / "answers.npy")
     expected = np.array(run_all(artifact.path, rows, model.inputs))
     assert np.sqrt(((found - expected) ** 2).mean()) < 0.1 * expected.std()
+
+
+@pytest.mark.slow
+def test_large_filters_are_integers_too(tmp_path: Path) -> None:
+    """Above a megabyte the converter leaves a filter to be transposed in each run."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [200, 200], "layer_type": "basic"}
+    folder = tiny_checkpoint(tmp_path / "model", "resnet", "image-classification", **sizes)
+    model = load_model(identify(str(folder)))
+    artifact = export_artifact(model, tmp_path / "file", "tflite", "int8-dynamic")
+    weights = sum(p.numel() for p in model.module.parameters() if p.ndim == 4)
+    assert weights * 4 > 4_000_000
+    assert artifact.bytes < 1.1 * weights
+    outline = load_model(identify(str(folder)), meta=True)
+    predicted = predicted_bytes(outline, "tflite", "int8-dynamic", ())
+    assert artifact.bytes == pytest.approx(predicted, rel=0.01)
+    pixels = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    encoded = Encoded({"pixel_values": pixels}, None)
+    found = run_agent(artifact, encoded, [Pass("all", "outputs")], threads=1)
+    ours, theirs = (
+        found["passes"]["all"]["outputs"].ravel(),
+        reference_outputs(model, encoded).ravel(),
+    )
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_float, need_rows
+from edgekit.steps.needs import family_of, need_float, need_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +59,11 @@ class PruneChannels:
         parts = dict(module.named_modules())
         if not any(isinstance(part, nn.Conv2d) for part in parts.values()):
             raise RecipeError("prune-channels: this model has no convolutions; leave the step out")
+        if model.architecture is not None and model.architecture.layers is not None:
+            raise RecipeError(
+                f"prune-channels: {family_of(model)} is made of attention, whose widths go "
+                "together; use prune-heads and prune-ffn"
+            )
         if not 0 < self.ratio < 1:
             raise RecipeError(
                 f"prune-channels: ratio is a share between 0 and 1, is {self.ratio:g}"
@@ -74,6 +79,11 @@ class PruneChannels:
         for name in self.keep.split():
             if name not in parts:
                 raise RecipeError(f"prune-channels: keep names {name}, which the model has not")
+            if not hasattr(parts[name], "weight"):
+                raise RecipeError(
+                    f"prune-channels: keep names {name}, which holds layers and is none; name "
+                    "those in it"
+                )
         if self.importance == "taylor":
             need_rows("prune-channels", context)
             if model.preprocessor is None:
@@ -106,6 +116,11 @@ class PruneChannels:
         )
         module.zero_grad(set_to_none=True)
         after = _channels(module)
+        if after == before:
+            raise RecipeError(
+                f"prune-channels: ratio {self.ratio:g} in multiples of {self.round_to} takes no "
+                "channel out; give a larger ratio or a smaller round-to"
+            )
         if meta:
             module = module.to("meta")
         note = f"prune-channels ({self.importance}): {after} of {before} channels left"
@@ -117,7 +132,13 @@ class PruneChannels:
         if any(parameter.is_meta for parameter in after.module.parameters()):
             return
         with torch.no_grad():
-            shapes = [_run(each.module, _example(each)).shape for each in (before, after)]
+            try:
+                shapes = [_run(each.module, _example(each)).shape for each in (before, after)]
+            except RuntimeError as error:
+                raise RecipeError(
+                    "prune-channels: the model does not run with fewer channels "
+                    f"({str(error).splitlines()[0]}); name the layer that may lose none with keep"
+                ) from None
         if shapes[0] != shapes[1]:
             raise RecipeError(
                 f"prune-channels: the answer's shape was {list(shapes[0])} and would be "

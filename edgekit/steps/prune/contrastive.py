@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _STEP = "prune-contrastive"
 _MULTIPLES: dict[Part, int] = {"heads": 1, "neurons": 8}
 _GOLD, _TAUGHT = 0.1, 0.9
+_LEAST_STEP = 0.01
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class PruneContrastive:
         ):
             if value is not None and not 0 < value < float("inf"):
                 raise RecipeError(f"{_STEP}: {name} must be above 0, is {value:g}")
+        if self.step < _LEAST_STEP:
+            raise RecipeError(
+                f"{_STEP}: step must be at least {_LEAST_STEP:g}, since the model learns anew "
+                f"after each, is {self.step:g}"
+            )
         for part, multiple in _MULTIPLES.items():
             _check_ratio(self.ratio, part, widths_of(model, part), multiple)
         need_gold(_STEP, model, context)
@@ -118,7 +124,7 @@ class PruneContrastive:
         shares = schedule(self.ratio, self.step)
         for number, share in enumerate(shares):
             # A copy, since what is not cut is shared with the model that came in.
-            left = copy.deepcopy(_without(made, share, model, context))
+            left = copy.deepcopy(_without(made, share, model, replace(context, rows=rows)))
             made = replace(made, module=left)
             cut_score = quality(made, judged, context.original)
             here = banks + ([Bank.of(snapshots, examples.labels)] if snapshots else [])

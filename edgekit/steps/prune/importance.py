@@ -96,6 +96,8 @@ def _taylor(model: Model, layers: Sequence[Layer], part: Part, examples: Example
 
     forward = export_forward(model)
     present = [layer for layer in layers if _units(layer, part)]
+    if not present:  # torch has no gradients of nothing
+        return [np.zeros(0, np.float64) for _ in layers]
     masks = [torch.ones(_units(layer, part), requires_grad=True) for layer in present]
 
     def masked(mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -87,7 +87,10 @@ class PruneNeurons:
         classes = len(_head(model)[0].classifier.weight)
         order = neuron_order(fit_probe(z_scored(states), labels, classes, context.seed).weight)
         if self.redundant:
-            order = without_redundant(states, order, self.redundant)
+            different = without_redundant(states, order, self.redundant)
+            # What is redundant is behind, for a count that those that are not do not fill.
+            rest = order[:0] if self.count is None else np.setdiff1d(order, different)
+            order = np.concatenate([different, order[np.isin(order, rest)]]).astype(int)
 
         def narrowed(count: int) -> Model:
             from edgekit.steps.postprocess import fold, z_score
@@ -119,6 +122,8 @@ class PruneNeurons:
         head, hidden = _head(after)
         if hidden.weight.shape[0] != head.classifier.weight.shape[1]:
             raise RecipeError("prune-neurons: the classifier reads other neurons; a bug of edgekit")
+        if self.count is not None and hidden.weight.shape[0] != self.count:
+            raise RecipeError("prune-neurons: another number of neurons is left; a bug of edgekit")
 
 
 def slice_neurons(model: Model, kept: Any) -> Any:

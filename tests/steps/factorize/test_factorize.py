@@ -1,6 +1,7 @@
 """Factored matrices: the numbers on disk, the errors of the best products, planted structure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.distill import Distill
 from edgekit.steps.factorize.factorize import Factorize, factors
 from edgekit.steps.prune.drop_layers import DropLayers
+from edgekit.steps.prune.slicing import cut, everything
 from edgekit.steps.quantize.quantize_aware_train import QuantizeAwareTrain
 from tests.fresh import run_fresh
 from tests.static_cases import calibrated
@@ -333,18 +335,16 @@ def test_onnx_and_tflite_answer_alike_static_ones_too(
     ],
 )
 def test_prediction_is_near(format: Any, scheme: Any, tmp_path: Path) -> None:
-    """Of a model of real width, whose numbers are drawn: bytes do not depend on them."""
+    """Of a model of real width; each method's factors are what files hold, and nothing besides."""
     # A factor that one layer alone reads, float ONNX keeps as the transpose of the other.
     model_of(tmp_path / "whole", 2 if (format, scheme) == ("onnx", "fp32") else 1, 384)
     source = identify(str(tmp_path / "whole"))
-    model = factorized(load_model(source, meta=True), method="III", left_rank=96, right_rank=128)
-    predicted = predicted_bytes(model, format, scheme, ())
-    model.module.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in model.module.state_dict().values():
-            tensor.normal_(0, 0.02) if tensor.is_floating_point() else tensor.zero_()
-    file = export_artifact(model, tmp_path, format, scheme, any_length=True)
-    assert predicted == pytest.approx(file.bytes, rel=0.02)
+    for method, ranks in (("III", {"left_rank": 96, "right_rank": 128}), ("II", {"rank": 96})):
+        model = factorized(load_model(source), method=method, **ranks)
+        outline = factorized(load_model(source, meta=True), method=method, **ranks)
+        predicted = predicted_bytes(outline, format, scheme, ())
+        file = export_artifact(model, tmp_path / method, format, scheme, any_length=True)
+        assert predicted == pytest.approx(file.bytes, rel=0.02), method
 
 
 def test_dropping_layers_later_drops_their_cores(tmp_path: Path) -> None:
@@ -444,3 +444,18 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     save_model(after, tmp_path / "after")
     loaded = load_model(identify(str(tmp_path / "after")))
     np.testing.assert_allclose(reference_outputs(loaded, rows), expected, atol=1e-4)
+
+
+def test_blocks_that_are_gone_stay_gone(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "whole", 3)
+    kept = everything(model)
+    kept = [replace(kept[0], heads=[]), replace(kept[1], neurons=[]), kept[2]]
+    pruned = model.with_module(cut(model, kept), "by hand")
+    after = factorized(pruned, "III", rank=24)
+    np.testing.assert_allclose(answers(after), answers(pruned), atol=1e-4)
+    save_model(after, tmp_path / "saved")
+    loaded = load_model(identify(str(tmp_path / "saved")))
+    np.testing.assert_allclose(answers(loaded), answers(after), atol=1e-6)
+    nothing = [replace(each, heads=[], neurons=[]) for each in kept]
+    with pytest.raises(RecipeError, match="no layer has a matrix left"):
+        factorized(model.with_module(cut(model, nothing), ""), "III", rank=4)

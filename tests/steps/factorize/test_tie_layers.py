@@ -154,3 +154,16 @@ def test_the_original_keeps_its_layers(tmp_path: Path) -> None:
     before = [p.clone() for p in model.module.parameters()]
     tied(model)
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_what_is_tied_can_be_tied_further(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "whole", depth=6)
+    once = tied(model, 4)
+    np.testing.assert_array_equal(answers(tied(once, 1)), answers(tied(model, 1)))
+    with pytest.raises(RecipeError, match="from 1 to 3 of 4 different layers, is 4"):
+        tied(once, 4)
+    stack = once.module.bert.encoder.layer  # type: ignore[union-attr]
+    for number in (1, 2, 3, 4):
+        stack[number] = stack[0]  # type: ignore[index, operator]
+    with pytest.raises(RecipeError, match="from 1 to 1 of 2 different"):
+        tied(once, 2)

@@ -15,8 +15,10 @@ from edgekit.errors import EdgekitError
 from edgekit.model import identify, load_model
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
+from edgekit.steps.factorize.embedding import FactorizeEmbedding
 from edgekit.steps.finetune.masking import Masking
 from edgekit.steps.finetune.mlm_head import HEADS, gap_filler
+from edgekit.structure import sharing_copy
 from tests.tiny import WORDS, tiny_checkpoint, tiny_texts
 
 MASKING = Masking(mask=4, special=(0, 1, 2, 3, 4), tokens=100, share=0.15, seed=3)
@@ -133,6 +135,31 @@ def test_scores_are_transformers_own_and_gaps_alone_have_gradients(
     assert torch.allclose(scores, wanted, atol=1e-5)
     torch.nn.functional.cross_entropy(scores, ids[chosen]).backward()
     assert (states[0].grad.abs().sum(-1) > 0).equal(chosen)
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_a_factored_table_is_the_decoder_too(tmp_path: Path, family: str) -> None:
+    """The scores are those of the multiplied table, and learning reaches both of its factors."""
+    folder = tiny_checkpoint(tmp_path, family)
+    whole = load_model(identify(str(folder)), task="sentence-embedding")
+    factors = apply_steps([FactorizeEmbedding(rank=4)], whole, Context(None, 0))
+    merged = whole.with_module(sharing_copy(whole.module), "")
+    assert factors.architecture is not None and factors.architecture.embeddings is not None
+    table: Any = factors.architecture.embeddings(factors.module).words
+    words: Any = factors.architecture.word_embeddings(merged.module)
+    words.weight = torch.nn.Parameter((table.left.weight @ table.right.weight.T).detach())
+    ids = torch.randint(5, 40, (2, 6), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    chosen = torch.ones(2, 6, dtype=torch.bool)
+    fillers = [gap_filler(each, 0)[0].eval() for each in (factors, merged)]
+    ours, theirs = (each(inputs, chosen) for each in fillers)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    # Without the way in, what reaches the factors comes through the decoder.
+    table.left.weight.grad = table.right.weight.grad = None
+    ours.square().sum().backward()
+    unused = torch.ones(len(table.left.weight), dtype=torch.bool)
+    unused[ids.unique()] = False
+    assert table.left.weight.grad[unused].abs().sum() > 0
 
 
 @pytest.mark.parametrize(

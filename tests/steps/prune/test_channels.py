@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 import edgekit
+from edgekit import structure
 from edgekit.data import Rows
 from edgekit.devices.run import Pass, run_agent
 from edgekit.errors import RecipeError
@@ -139,6 +142,54 @@ def test_named_layers_keep_their_channels(tmp_path: Path) -> None:
     pruned = prune(whole, f"prune-channels:keep={name}", tmp_path)
     assert pruned.module.get_submodule(name).out_channels == 48
     assert pruned.module.classifier[-1].out_features == 3  # type: ignore[index, union-attr]
+
+
+def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
+    whole = load_model(source(tmp_path, "resnet"))
+    vit = load_model(identify(str(tiny_checkpoint(tmp_path / "v", "vit", "image-classification"))))
+    for model, text, said in (
+        (vit, "prune-channels", "a vit is made of attention"),
+        (whole, "prune-channels:round-to=1000", "takes no channel out"),
+        (whole, "prune-channels:ratio=0.001", "takes no channel out"),
+        (whole, "prune-channels:keep=resnet.encoder.stages.1", "holds layers and is none"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            prune(model, text, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_documented_lines_load_it(tmp_path: Path, family: str) -> None:
+    pruned = prune(load_model(source(tmp_path, family)), folder=tmp_path)
+    save_model(pruned, tmp_path / "saved")
+    lines = [line[4:] for line in (structure.__doc__ or "").splitlines() if line.startswith("    ")]
+    code = "\n".join(lines).replace("ForSequence", "ForImage")
+    names: dict[str, Any] = {
+        "AutoConfig": transformers.AutoConfig,
+        "AutoModelForImageClassification": transformers.AutoModelForImageClassification,
+        "folder": str(tmp_path / "saved"),
+        "load_file": load_file,
+        "torch": torch,
+    }
+    exec(code, names)
+    np.testing.assert_allclose(logits(names["model"].eval()), logits(pruned.module), atol=1e-5)
+
+
+class Fixed(nn.Module):
+    """Its forward knows how many channels there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 16, 3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(pixels).view(1, 32, 30, 30)).mean((2, 3))
+
+
+def test_a_forward_of_fixed_sizes_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    example = {"pixels": torch.zeros(1, 3, 32, 32)}
+    plain = Model(Fixed().eval(), "module", None, None, None, (), example=example)
+    with pytest.raises(RecipeError, match=r"does not run with fewer channels .* with keep"):
+        apply_steps([parse_step("prune-channels").step], plain, Context(None, 0, tmp_path))
 
 
 class Plain(nn.Module):

@@ -247,3 +247,24 @@ def test_a_pretrained_checkpoint_of_another_width_is_refused(tmp_path: Path) -> 
         folder = tiny_checkpoint(tmp_path / str(number), family, "sentence-embedding", **sizes)
         with pytest.raises(RecipeError, match="another family or width"):
             apply_steps([PruneContrastive(pretrained=folder)], model, Context(ROWS, 0))
+
+
+@pytest.mark.slow
+def test_rows_set_aside_rank_nothing(whole: Done, tmp_path: Path) -> None:
+    """Texts and labels of the judged rows are others'; the model that comes of it is the same."""
+    _, judged = set_aside(ROWS, 0)
+    aside = set(judged.texts or ())
+    texts = tuple("bank" if text in aside else text for text in ROWS.texts or ())
+    labels = tuple(
+        "b" if text in aside else label
+        for text, label in zip(ROWS.texts or (), ROWS.labels or (), strict=True)
+    )
+    other = Context(Rows(texts=texts, labels=labels), 0, folder=tmp_path)
+    after = apply_steps([whole.step], whole.model, other)
+    ours, theirs = (each.module.state_dict() for each in (after, whole.after))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_step_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"step must be at least 0\.01"):
+        replace(STEP, step=1e-12).requires(model_of(tmp_path), Context(ROWS, 0))

@@ -263,3 +263,11 @@ def test_a_convolutional_model_has_no_layers(tmp_path: Path) -> None:
     model = load_model(identify(str(tiny_checkpoint(tmp_path, "resnet", "image-classification"))))
     with pytest.raises(RecipeError, match="no stack of layers"):
         apply_steps([DropLayers(count=1)], model, Context(None, 0))
+
+
+def test_a_refusal_names_counts_that_can_be() -> None:
+    for count in (1, 3):
+        with pytest.raises(RecipeError, match=rf"4 - {count} is odd; drop 2$"):
+            kept_layers("symmetric", 4, count)
+    with pytest.raises(RecipeError, match=r"drop 2 or 4$"):
+        kept_layers("symmetric", 6, 3)

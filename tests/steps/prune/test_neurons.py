@@ -135,3 +135,10 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     for step, of, given, words in cases:
         with pytest.raises(RecipeError, match=words):
             apply_steps([step], of, Context(given, 0, tmp_path))
+
+
+@pytest.mark.parametrize("redundant", [0.1, 0.9])
+def test_a_count_is_met_whatever_is_redundant(redundant: float, tmp_path: Path) -> None:
+    whole = model(tmp_path)
+    made = applied(PruneNeurons(20, redundant=redundant), whole, labelled(whole), tmp_path)
+    assert made.module.classifier.in_features == 20  # type: ignore[union-attr]

@@ -214,3 +214,22 @@ def test_it_is_for_encoders_with_rows_before_integers(tmp_path: Path) -> None:
     on_grid = apply("quantize-aware-train:scheme=int8-dynamic,epochs=0.1", model, tmp_path / "q")
     with pytest.raises(RecipeError, match="grid of integers"):
         Sparsify(epochs=0).requires(on_grid, Context(None, 0))
+
+
+@pytest.mark.parametrize("family", ["xlnet", "mobilebert"])
+def test_a_family_with_matrices_out_of_reach_is_refused(family: str, tmp_path: Path) -> None:
+    model = load_model(identify(str(tiny_checkpoint(tmp_path, family))))
+    with pytest.raises(RecipeError, match=f"a {family} has matrices in its layers that the step"):
+        Sparsify(epochs=0).requires(model, Context(None, 0))
+
+
+def test_a_model_is_as_sparse_as_it_says(tmp_path: Path) -> None:
+    """After cuts, and after steps that fill zeros without a lock on them."""
+    sparse = apply("sparsify:sparsity=0.8,epochs=0", bert(tmp_path / "model"), tmp_path / "s")
+    cut = apply("prune-ffn:ratio=0.5,importance=magnitude", sparse, tmp_path / "cut")
+    least = min(zeros(w) / w.size for n, w in state(cut).items() if n in sparse_names(state(cut)))
+    assert cut.sparsity == pytest.approx(min(0.8, least))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(tiny_texts(40)))
+    filled = apply(f"pretrain-mlm:text={text},epochs=0.5", sparse, tmp_path / "mlm")
+    assert filled.sparsity == 0

@@ -1,6 +1,7 @@
 """Smoothing changes no answer, and evens out what it says it does."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgekit.errors import RecipeError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
+from edgekit.steps.prune.slicing import cut, everything
 from edgekit.steps.quantize.smooth_activations import SmoothActivations
 from tests.export.cases import case, layers_of
 from tests.tiny import TEXT_FAMILIES, tiny_texts
@@ -133,3 +135,16 @@ def test_what_cannot_be_smoothed_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=f"^smooth-activations: .*{said}"):
         parse_step(step).step.requires(case(family).model, Context(rows, 0))
+
+
+def test_blocks_that_are_gone_are_passed_over(tmp_path: Path) -> None:
+    model = case("bert").model
+    kept = everything(model)
+    kept = [replace(kept[0], heads=[]), replace(kept[1], neurons=[]), *kept[2:]]
+    pruned = model.with_module(cut(model, kept), "by hand")
+    made = smoothed(pruned, tmp_path)
+    assert made.preprocessor is not None
+    encoded = made.preprocessor.encode(TEXTS)  # type: ignore[arg-type]
+    np.testing.assert_allclose(
+        reference_outputs(made, encoded), reference_outputs(pruned, encoded), atol=1e-4
+    )
