@@ -21,6 +21,7 @@ import pytest
 
 import edgekit
 from edgekit import recipe
+from edgekit.bundle.manifest import read_manifest
 from edgekit.errors import BudgetError, BundleError, OutputError, ProofError, RecipeError
 from edgekit.events import Event
 from edgekit.pipeline import BuildResult
@@ -422,6 +423,72 @@ def test_a_step_that_does_not_fit_the_model_is_refused_before_work(tmp_path: Pat
             steps=["prune-heads:ratio=0.5"],
         )
     assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [
+            "drop-layers:count=1",
+            "prune-heads:ratio=0.25,importance=magnitude,even=true",
+            "prune-ffn:ratio=0.25,importance=taylor",
+            "prune-accuracy-driven:groups=4,hard-attention=4",
+            "prune-neurons:count=16",
+            "factorize-embedding:rank=12",
+            "tie-layers:groups=2",
+            "sparsify:sparsity=0.5,epochs=0",
+            "postprocess:kind=unit-length",
+        ],
+        ["trim-vocabulary", "factorize:method=III,rank=16", "distill:epochs=0.5"],
+        ["prune-contrastive:ratio=0.25,step=0.25,epochs=0.5"],
+    ],
+)
+def test_a_recipe_of_steps_ends_in_files_and_in_a_model_that_loads(
+    steps: list[str], tmp_path: Path
+) -> None:
+    """Every step of text models: from a recipe file to each format, and back without it."""
+    project = tiny_project(tmp_path, rows=360, layers=4, intermediate_size=48)
+    tables = []
+    for step in steps:
+        name, _, options = step.partition(":")
+        lines = [f'name = "{name}"']
+        for each in filter(None, options.split(",")):
+            key, value = each.split("=")
+            plain = value in ("true", "false") or value.replace(".", "").isdigit()
+            lines.append(f"{key} = {value}" if plain else f'{key} = "{value}"')
+        tables.append("[[steps]]\n" + "\n".join(lines))
+    (tmp_path / "recipe.toml").write_text("\n\n".join(tables))
+    targets = ("linux-x86_64", "android-arm64", "torchscript-cpu")
+    command = ["-m", "edgekit", "build", str(project.checkpoint), "--scheme", "fp32"]
+    for option, value in (
+        ("data", project.train),
+        ("eval", project.eval),
+        ("recipe", tmp_path / "recipe.toml"),
+        ("output", tmp_path / "dist"),
+        ("save-model", tmp_path / "saved"),
+        *(("target", target) for target in targets),
+    ):
+        command += [f"--{option}", str(value)]
+    said = run_fresh(command)
+    manifests = [read_manifest(tmp_path / "dist" / target) for target in targets]
+    for line in manifests[0].model.lineage:
+        assert line.startswith("tried in ") or f"  {line}\n" in said
+    # Each file beside the changed model, in the build; the model by itself, in another process.
+    assert all(each.models[0].proof["parity"]["alone"]["max"] < 1e-3 for each in manifests)
+    code = (
+        "import sys, numpy as np, edgekit; from edgekit.data import Rows;"
+        "from edgekit.model import identify, load_model, reference_outputs;"
+        "model = load_model(identify(sys.argv[1]));"
+        "assert type(edgekit.load(sys.argv[1])) is type(model.module);"
+        "rows = model.preprocessor.encode(Rows(texts=('my card is lost',)));"
+        "np.savez(sys.argv[2], answers=reference_outputs(model, rows), **rows.arrays)"
+    )
+    run_fresh(["-c", code, str(tmp_path / "saved"), str(tmp_path / "found.npz")])
+    with np.load(tmp_path / "found.npz") as found:
+        session = onnx_session(tmp_path / "dist" / "linux-x86_64" / "model.onnx")
+        feeds = {each.name: found[each.name].astype(np.int64) for each in session.get_inputs()}
+        np.testing.assert_allclose(session.run(None, feeds)[0], found["answers"], atol=1e-3)
 
 
 @pytest.mark.slow

@@ -33,10 +33,16 @@ class TinyProject:
 
 
 def tiny_project(
-    folder: Path, family: str = "bert", *, rows: int = 60, seed: int = 0, layers: int = 1
+    folder: Path,
+    family: str = "bert",
+    *,
+    rows: int = 60,
+    seed: int = 0,
+    layers: int = 1,
+    **config: Any,
 ) -> TinyProject:
     """Text classification whose labels are the model's own answers, so that it is always right."""
-    checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=seed, layers=layers)
+    checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=seed, layers=layers, **config)
     model = load_model(identify(str(checkpoint)))
     # Training text uses half of the words, so that there is something to trim.
     texts = [*random_texts(rows, seed, WORDS[:30]), *random_texts(rows, seed + 1, WORDS)]

@@ -27,6 +27,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "drop-2": ("drop-layers:count=2,strategy=odd", _RECOVERY),
     "drop-3": ("drop-layers:count=3,strategy=odd", _RECOVERY),
     "half-heads-and-ffn": ("prune-heads:ratio=0.5", "prune-ffn:ratio=0.5", _RECOVERY),
+    "half-heads": ("prune-heads:ratio=0.5", _RECOVERY),
+    "half-ffn": ("prune-ffn:ratio=0.5", _RECOVERY),
+    "neurons-96": ("prune-neurons:count=96",),
+    "z-score": ("postprocess:kind=z-score",),
+    "unit-length": ("postprocess:kind=unit-length",),
     "embedding-128": ("factorize-embedding:rank=128", _RECOVERY),
     "vocabulary": ("trim-vocabulary:common=4000", _RECOVERY),
     "sparse-85": (

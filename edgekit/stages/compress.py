@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edgekit.filemodel import FileModel
     from edgekit.model import Model
 
+# How a sentence of a search's trace begins: dozens, which only the report shows.
+_TRACE = "tried in "
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -134,4 +137,8 @@ def compress(
         (folder / "scores.json").write_text(json.dumps({"rows": rows, "scores": scores}))
 
     title = "applying " + ", ".join(str(step) for step in plan.steps) if plan.steps else "preparing"
-    return Compressed(work, plan, run_stage(work, "compress", title, inputs, produce))
+    made = Compressed(work, plan, run_stage(work, "compress", title, inputs, produce))
+    for sentence in made.facts["lineage"][len(work.outline.lineage) :] if plan.steps else ():
+        if not sentence.startswith(_TRACE):
+            work.on_event(Event("note", "compress", sentence))
+    return made
