@@ -27,7 +27,9 @@ def need_float(step: str, model: Model) -> None:
 def family_of(model: Model) -> str:
     """What a person calls the model's family."""
     kind = getattr(getattr(model.module, "config", None), "model_type", None)
-    return f"a {kind}" if isinstance(kind, str) and kind else "this model"
+    if not isinstance(kind, str) or not kind:
+        return "this model"
+    return f"an {kind}" if kind[0] in "aeioux" else f"a {kind}"
 
 
 def need_encoder(step: str, model: Model) -> Architecture:

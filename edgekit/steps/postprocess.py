@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgekit.errors import RecipeError
-from edgekit.steps.needs import need_float, need_labels, need_rows
+from edgekit.steps.needs import family_of, need_float, need_labels, need_rows
 from edgekit.structure import project, projection, sharing_copy
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ class Postprocess:
             raise RecipeError("postprocess: components go with kind=all-but-the-top")
         head = model.architecture.task_head(model.module, model.task)
         need_rows("postprocess", context)
+        if head is None and model.task != "sentence-embedding":
+            raise RecipeError(
+                f"postprocess: the classifier of {family_of(model)} is not known here; leave the "
+                "step out"
+            )
         if head is None:
             if projection(model.module) is not None:
                 raise RecipeError(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgekit.cli import run
+from tests.tiny import tiny_checkpoint
 from tests.tiny_project import TinyProject, tiny_project
 
 TARGET = ("--target", "android-arm64")
@@ -206,6 +207,50 @@ def test_what_a_static_scheme_cannot_be_made_of(
     if rows in ("few", "one"):
         data = _rows_of(project, str(rows), here)
     assert said in _refused([str(project.checkpoint), *flags, *data], here, capsys)
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "said"),
+    [
+        ("bert", ["drop-layers:count=4"], "count must be from 1 to 3 of 4 layers, is 4"),
+        ("bert", ["drop-layers:count=1,strategy=symmetric"], "4 - 1 is odd; drop 2"),
+        ("bert", ["drop-layers:count=3,strategy=even"], "even drops at most 2 of 4 layers"),
+        ("resnet", ["drop-layers:count=1"], "a resnet has no stack of layers"),
+        ("bert", ["prune-heads:count=5,even=true"], "5 cannot be taken evenly from 4 layers"),
+        ("bert", ["prune-heads:ratio=0.5"], "needs training rows"),
+        ("mpnet", ["prune-heads:ratio=0.5,importance=magnitude"], "heads of mpnet cannot"),
+        ("bert", ["prune-ffn:ratio=1.5"], "ratio is a share between 0 and 1"),
+        ("bert", ["prune-accuracy-driven"], "needs training rows"),
+        ("bert", ["prune-contrastive"], "needs training rows"),
+        ("bert", ["prune-neurons:count=30"], "count must be from 1 to 24 neurons"),
+        ("vit", ["prune-channels"], "a vit is made of attention"),
+        ("bert", ["prune-channels"], "this model has no convolutions"),
+        ("bert", ["factorize:method=III,rank=4"], "32 is no multiple of the width 24"),
+        ("distilbert", ["factorize-embedding:rank=25"], "rank"),
+        ("albert", ["tie-layers:groups=1"], "layers share their weights already"),
+        ("bert", ["tie-layers:groups=4"], "groups must be from 1 to 3 of 4 different layers"),
+        ("bert", ["sparsify:sparsity=1"], "sparsity is the share of zeros"),
+        ("xlnet", ["sparsify:epochs=0"], "an xlnet has matrices in its layers"),
+        ("bert", ["postprocess:kind=unit-length"], "needs training rows"),
+        ("bert", ["trim-vocabulary:common=-1"], "trim-vocabulary"),
+        ("bert", ["prune-neurons:count=3", "postprocess:kind=mean"], "postprocess"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_before_work(
+    family: str,
+    steps: list[str],
+    said: str,
+    tmp_path: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pictures = family in ("resnet", "vit")
+    task = "image-classification" if pictures else "text-classification"
+    sizes = {} if family == "resnet" else {"layers": 4}
+    checkpoint = tiny_checkpoint(tmp_path / "model", family, task, **sizes)
+    flags = [flag for step in steps for flag in ("--step", step)]
+    assert said in _refused([str(checkpoint), *SERVER, *flags], here, capsys)
+    assert not list(here.iterdir())
 
 
 def _fill(state: dict[str, Any], tensor: str, value: float) -> None:
