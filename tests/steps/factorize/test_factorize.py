@@ -16,7 +16,14 @@ from edgekit import factored, structure
 from edgekit.data import Rows
 from edgekit.errors import RecipeError
 from edgekit.export import export_artifact
-from edgekit.model import Model, identify, load_model, reference_outputs, save_model
+from edgekit.model import (
+    Model,
+    as_exported,
+    identify,
+    load_model,
+    reference_outputs,
+    save_model,
+)
 from edgekit.plan.predict import predicted_bytes
 from edgekit.step import Context, apply_steps
 from edgekit.steps.distill.distill import Distill
@@ -459,3 +466,23 @@ def test_blocks_that_are_gone_stay_gone(tmp_path: Path) -> None:
     nothing = [replace(each, heads=[], neurons=[]) for each in kept]
     with pytest.raises(RecipeError, match="no layer has a matrix left"):
         factorized(model.with_module(cut(model, nothing), ""), "III", rank=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "parts"),
+    [
+        ({"method": "III", "rank": 4}, "as three products", 3),
+        ({"method": "II", "rank": 6}, "as two products", 2),
+        ({"method": "III", "left_rank": 24, "right_rank": 9}, "as two products, the core mult", 2),
+        ({"method": "II", "rank": 20}, "whole again", 1),
+    ],
+)
+def test_the_lineage_says_what_files_hold(
+    options: dict[str, Any], said: str, parts: int, tmp_path: Path
+) -> None:
+    model = model_of(tmp_path / "whole", 1, intermediate_size=24)
+    after = factorized(model, **options)
+    assert f"exported files hold each matrix {said}" in after.lineage[-1]
+    query = as_exported(after).module.bert.encoder.layer[0].attention.self.query  # type: ignore[index, union-attr]
+    inside = [each for each in query.modules() if isinstance(each, torch.nn.Linear)]
+    assert len(inside) == parts

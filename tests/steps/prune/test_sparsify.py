@@ -233,3 +233,20 @@ def test_a_model_is_as_sparse_as_it_says(tmp_path: Path) -> None:
     text.write_text("\n".join(tiny_texts(40)))
     filled = apply(f"pretrain-mlm:text={text},epochs=0.5", sparse, tmp_path / "mlm")
     assert filled.sparsity == 0
+
+
+@pytest.mark.slow
+def test_what_learns_under_the_lock_is_nearer_than_pruning_at_once(tmp_path: Path) -> None:
+    """At the same zeros, on texts that nothing learned from."""
+    model = bert(tmp_path / "model")
+    lock = ["sparsify:sparsity=0.8,epochs=0", "distill:epochs=6,learning-rate=0.01,keep-zeros=1"]
+    rows = Rows(texts=tuple(tiny_texts(200)))
+    steps = [parse_step(each).step for each in lock]
+    once = apply_steps(steps[:1], model, Context(rows, 0, folder=tmp_path / "once"))
+    taught = apply_steps(steps, model, Context(rows, 0, folder=tmp_path / "taught"))
+    for name, weight in state(once).items():
+        if name in sparse_names(state(once)):
+            np.testing.assert_array_equal(weight == 0, state(taught)[name] == 0)
+    others = Rows(texts=tuple(tiny_texts(60, seed=9)))
+    wanted, raw, ours = (reference_outputs(m, encode(m, others)) for m in (model, once, taught))
+    assert np.square(ours - wanted).mean() < 0.5 * np.square(raw - wanted).mean()
