@@ -9,7 +9,7 @@ Rules:
    layers floor(H p) are gone, and so for the neurons, of which what a layer keeps is a multiple
    of 8. Heads and neurons are ranked apart, each by its first-order importance divided by its
    layer's norm, over all layers (``pruning``, ``importance``); a layer keeps one of each at least.
-   What goes is really taken out (``slicing``).
+   What goes is really taken out (``slicing``). A share at which nothing more goes is passed over.
 2. After each the model learns for ``epochs``, all weights, from
    0.1 CE + 0.9 KL(original) + the sum over banks of their contrastive loss (``banks``).
 3. The banks, which know what the model should not forget: of the encoder before it was fine-tuned
@@ -121,7 +121,7 @@ class PruneContrastive:
         banks = [Bank.of([each], examples.labels) for each in known]
         snapshots: list[Array] = []
         made, notes = model, []
-        shares = schedule(self.ratio, self.step)
+        shares = _stages(model, schedule(self.ratio, self.step))
         for number, share in enumerate(shares):
             # A copy, since what is not cut is shared with the model that came in.
             left = copy.deepcopy(_without(made, share, model, replace(context, rows=rows)))
@@ -240,6 +240,17 @@ def schedule(ratio: float, step: float) -> tuple[float, ...]:
     whole = [number * step for number in range(1, int(ratio / step + 1e-9) + 1)]
     shares = [round(share, 9) for share in whole if share < ratio - 1e-9]
     return (*shares, ratio)
+
+
+def _stages(whole: Model, shares: Sequence[float]) -> list[float]:
+    """The shares at which more is gone than at the one before: the others need no training."""
+    found, gone = [], [0] * len(_MULTIPLES)
+    for share in shares:
+        now = [_budget(whole, part, share) // each for part, each in _MULTIPLES.items()]
+        if now != gone:
+            found.append(share)
+        gone = now
+    return found
 
 
 def _without(made: Model, share: float, whole: Model, context: Context | None) -> Any:

@@ -18,7 +18,7 @@ from edgekit.stages.stage import step_fields
 from edgekit.step import Context, apply_steps
 from edgekit.steps.heldout import set_aside
 from edgekit.steps.prune.banks import Bank, contrast, summaries
-from edgekit.steps.prune.contrastive import PruneContrastive, schedule
+from edgekit.steps.prune.contrastive import PruneContrastive, _stages, schedule
 from edgekit.steps.prune.slicing import own_layers
 from tests.steps.prune.pruned import ROWS, model_of
 from tests.tiny import tiny_checkpoint
@@ -268,3 +268,10 @@ def test_rows_set_aside_rank_nothing(whole: Done, tmp_path: Path) -> None:
 def test_a_step_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"step must be at least 0\.01"):
         replace(STEP, step=1e-12).requires(model_of(tmp_path), Context(ROWS, 0))
+
+
+def test_a_share_at_which_nothing_more_goes_is_passed_over(tmp_path: Path) -> None:
+    """Of 8 heads and 64 neurons at hundredths: four heads, and four times eight neurons."""
+    model = model_of(tmp_path)
+    stages = _stages(model, schedule(0.5, 0.01))
+    assert stages == [0.13, 0.25, 0.38, 0.5]
