@@ -10,8 +10,9 @@ Each operator costs a microsecond or so, which a short text notices. Rules:
    the rows of a matrix for a batch, and further on may give wrong answers without a word.
 5. A matrix is padded by a CONCATENATION: GPU delegates pad three dimensions or four.
 6. A RESHAPE to the shape that is there already goes, and so does one that nobody reads.
-7. A constant that is only transposed is stored so. The converter does it to small ones; a filter
-   above a megabyte would be transposed in each run, and would stay in float.
+7. What is transposed or multiplied of constants alone (a filter, by its batch norm) is a constant.
+   The converter does it to small ones; a filter above a megabyte would be worked out in each run,
+   and would stay in float.
 
 Besides, no shape then holds the length twice, so that a -1 can stand for it, and graphs for
 different lengths differ in nothing else.
@@ -21,8 +22,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.export.tflite_graph import (
     Graph,
@@ -51,7 +54,7 @@ _POINTWISE = {
 
 def simplify(graph: Graph) -> None:
     """Rewrite ``graph`` in place by the rules above."""
-    _transpose_constants(graph)
+    _fold_constants(graph)
     links = _Links(graph)
     for op in graph.operators:
         if op.kernel.name == "BATCH_MATMUL":
@@ -103,20 +106,38 @@ class _Links:
         return found if id(tensor) in self.readers else None
 
 
-def _transpose_constants(graph: Graph) -> None:
+def _fold_constants(graph: Graph) -> None:
+    """Rule 7."""
     stored: dict[int, Tensor] = {}
     operators = []
     for op in graph.operators:
         op.inputs = [stored.get(id(tensor), tensor) for tensor in op.inputs]
-        if op.kernel.name == "TRANSPOSE" and op.outputs[0] not in graph.outputs:
-            source, order = op.inputs
-            if source is not None and source.data is not None and order is not None:
-                values = source.values().transpose(order.values())
-                result = op.outputs[0]
-                stored[id(result)] = constant(result.name, values, result.fields)
-                continue
-        operators.append(op)
+        values = None if op.outputs[0] in graph.outputs else _folded(op)
+        if values is None:
+            operators.append(op)
+            continue
+        result = op.outputs[0]
+        stored[id(result)] = constant(result.name, values, result.fields)
     graph.operators = operators
+
+
+def _folded(op: Operator) -> npt.NDArray[Any] | None:
+    """What an operator on constants alone gives, if it is one of rule 7."""
+    name = op.kernel.name
+    if name not in ("TRANSPOSE", "MUL") or len(op.inputs) != 2:
+        return None
+    given = [
+        tensor.values() for tensor in op.inputs if tensor is not None and tensor.data is not None
+    ]
+    if len(given) != 2:
+        return None
+    first, second = given
+    if name == "TRANSPOSE":
+        return first.transpose(second)
+    if op.fields.builtinOptions.fusedActivationFunction:
+        return None
+    product: npt.NDArray[Any] = first * second
+    return product
 
 
 def _multiply_in_four(op: Operator, links: _Links) -> None:

@@ -35,6 +35,8 @@ _TABLES = ("positions", "distances")
 # them anew in each graph.
 _PARAMETERS: dict[Format, int] = {"onnx": 4, "tflite": 12, "torchscript": 16}
 
+_WIDENING = 400  # of the two operators that widen a filter in ONNX, and their names
+
 # Bytes of the graph: for each operator that the clean forward runs, and at least. Fitted on files
 # of encoders with 2 to 6 layers; schemes add operators of their own. TFLite has one graph for
 # each length.
@@ -196,6 +198,9 @@ def _used(
         for leaf, before in zip(leaves, kept, strict=True):
             leaf.requires_grad_(before)
     used = [owners[id(t)] for t, g in zip(leaves, gradients, strict=True) if g is not None]
+    # Folded, a batch norm leaves a bias; its filter takes a Mul and a Cast in its place.
+    norm = torch.nn.BatchNorm2d
+    used = [each for each in used if each[1] != "weight" or not isinstance(each[0], norm)]
     return used, count.calls
 
 
@@ -259,7 +264,9 @@ def _stored(
     if isinstance(owner, nn.Embedding):
         return _rows_bytes(count, tensor.shape[-1], scheme)
     if name == "weight" and isinstance(owner, nn.Conv1d | nn.Conv2d):
-        return count + _PARAMETERS[format] * graphs * tensor.shape[0]
+        # TorchScript widens a filter by float32 scales, as a table; ONNX by a Cast and a Mul.
+        each = 4 if format == "torchscript" else _PARAMETERS[format] * graphs
+        return count + each * tensor.shape[0] + (_WIDENING if format == "onnx" else 0)
     if isinstance(owner, nn.LSTM) and name.startswith("weight"):
         return count + 4 * tensor.shape[0]
     if name in _TABLES and not longest and count >= 1024:

@@ -47,6 +47,20 @@ def test_prediction_is_within_one_percent(
     assert predicted == pytest.approx(written.bytes, rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite", "torchscript"])
+def test_of_a_network_of_convolutions_too(tmp_path: Path, format: Format) -> None:
+    """Filters of more than a megabyte, and batch norms, which are folded."""
+    folder = tmp_path / "checkpoint"
+    sizes = {"depth_multiplier": 1.0, "min_depth": 8}
+    source = identify(str(tiny_checkpoint(folder, "mobilenet_v2", "image-classification", **sizes)))
+    for scheme in ("fp32", "int8-dynamic"):
+        named: Scheme = scheme  # type: ignore[assignment]
+        predicted = predicted_bytes(load_model(source, meta=True), format, named, ())
+        written = export_artifact(load_model(source), tmp_path / scheme, format, named)
+        assert predicted == pytest.approx(written.bytes, rel=0.01)
+
+
 def test_weight_bytes_count_each_parameter_once(tmp_path: Path) -> None:
     from safetensors import safe_open
 
