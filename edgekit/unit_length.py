@@ -30,13 +30,12 @@ class UnitLength(nn.Linear):
         return super().forward(at_unit_length(input))
 
 
-def install(module: Any, name: str) -> UnitLength:
+def install(module: Any, name: str) -> None:
     """Let the Linear of that name in ``module`` read its input at length 1."""
     linear: nn.Linear = module.get_submodule(name)
     made = UnitLength(linear.in_features, linear.out_features, device="meta")
     made.weight, made.bias = linear.weight, linear.bias
     module.set_submodule(name, made.train(linear.training))
-    return made
 
 
 def describe(module: nn.Module) -> list[str]:

@@ -24,7 +24,8 @@ from edgekit.step import Context, apply_steps
 from edgekit.steps.prune.drop_layers import DropLayers
 from edgekit.steps.prune.heads import PruneHeads
 from edgekit.steps.prune.slicing import own_layers
-from edgekit.steps.quantize.static import fake_outputs
+from edgekit.steps.quantize.static import fake_outputs, traced
+from tests.documented import load_by_lines
 from tests.static_cases import calibrated
 from tests.tiny import tiny_checkpoint
 
@@ -91,34 +92,22 @@ def test_both_forwards_count_the_largest_and_texts_that_are_shorter_stay(
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
 def test_the_documented_lines_run_it_without_edgekit(family: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     hard = hardened(tiny(tmp_path / "model", family))
     save_model(hard, tmp_path / "saved")
     again = load_model(identify(str(tmp_path / "saved")))
     np.testing.assert_array_equal(answers(again), answers(hard))
     assert hard_attention.describe(again.module) == hard_attention.describe(hard.module) != {}
-    names: dict[str, Any] = {
-        "AutoConfig": transformers.AutoConfig,
-        "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
-        "folder": str(tmp_path / "saved"),
-        "load_file": load_file,
-        "torch": torch,
-        "transformers": transformers,
-    }
-    for text in (structure.__doc__ or "", hard_attention.__doc__ or ""):
-        lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
-        exec("\n".join(lines), names)
+    model = load_by_lines(tmp_path / "saved", structure, hard_attention)
     assert hard.preprocessor is not None
     rows = hard.preprocessor.encode(Rows(texts=TEXTS)).arrays
     with torch.no_grad():
         inputs = {name: torch.from_numpy(rows[name]).long() for name in hard.inputs}
-        found = names["model"].eval()(**inputs).logits.numpy()
+        found = model(**inputs).logits.numpy()
     np.testing.assert_allclose(found, answers(hard), atol=1e-5)
     with torch.no_grad():
         transformers.AttentionInterface.register("hard", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # these lines are what ran
-            names["model"](**inputs)
+            model(**inputs)
 
 
 def test_later_steps_keep_it(tmp_path: Path) -> None:
@@ -138,6 +127,19 @@ def test_later_steps_keep_it(tmp_path: Path) -> None:
     }
     np.testing.assert_array_equal(answers(again), answers(after))
     np.testing.assert_allclose(exported(again), answers(after), atol=1e-5)
+
+
+def test_a_model_that_becomes_hard_is_traced_anew(tmp_path: Path) -> None:
+    model = tiny(tmp_path)
+
+    def operators() -> str:
+        return str(traced(model, "int8-dynamic").module.graph)
+
+    assert "topk" not in operators()
+    attention = own_layers(model)[0].attention
+    assert attention is not None
+    harden(model.module, attention, TOP)
+    assert "topk" in operators()
 
 
 def of_file(artifact: Artifact, rows: Encoded) -> Any:

@@ -14,6 +14,7 @@ from edgekit.data import Rows
 from edgekit.errors import ModelError
 from edgekit.model import Model, identify, load_model, reference_outputs, save_model
 from edgekit.structure import sharing_copy
+from tests.documented import load_by_lines
 from tests.tiny import tiny_checkpoint, tiny_texts
 
 
@@ -66,22 +67,10 @@ def test_shapes_alone_load_on_the_meta_device(pruned: Model, tmp_path: Path) -> 
 
 def test_the_documented_lines_load_it_without_edgekit(pruned: Model, tmp_path: Path) -> None:
     save_model(pruned, tmp_path / "saved")
-    text = structure.__doc__ or ""
-    lines = [line.removeprefix("    ") for line in text.splitlines() if line.startswith("    ")]
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    names: dict[str, Any] = {
-        "AutoConfig": AutoConfig,
-        "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
-        "folder": str(tmp_path / "saved"),
-        "load_file": load_file,
-        "torch": torch,
-    }
-    exec("\n".join(lines), names)
+    loaded = load_by_lines(tmp_path / "saved", structure)
     ids = torch.randint(5, 60, (3, 7))
     with torch.no_grad():
-        found, expected = names["model"].eval()(ids).logits, pruned.module(ids).logits
+        found, expected = loaded(ids).logits, pruned.module(ids).logits
     torch.testing.assert_close(found, expected)
 
 

@@ -109,7 +109,7 @@ def predicted_bytes(
 
 def _sparse(model: "Model") -> set[int]:
     """Ids of the weights that ``sparsify`` made sparse."""
-    from edgekit.steps.prune.sparsify import matrices
+    from edgekit.steps.prune.zeros import matrices
 
     return {id(weight) for weight in matrices(model).values()} if model.sparsity else set()
 

@@ -117,7 +117,7 @@ class Postprocess:
             )
 
     def _outline(self, model: Model) -> Model:
-        """The shapes that come of it."""
+        """A copy with the shapes that come of it."""
         assert model.architecture is not None
         head = model.architecture.task_head(model.module, model.task)
         changed = replace(model, module=sharing_copy(model.module))
@@ -125,8 +125,6 @@ class Postprocess:
             _read_at_unit_length(changed)
         elif head is None and self.kind == "all-but-the-top":
             project(changed.module, _width(model), _width(model))
-        else:
-            return model
         return changed
 
     def _embedding(self, model: Model, context: Context) -> Model:
@@ -161,7 +159,7 @@ class Postprocess:
             wide = states.astype(np.float64)
             states = wide / np.linalg.norm(wide, axis=1, keepdims=True).clip(1e-12)
         map_ = self._map(states)
-        changed = self._outline(replace(model, module=sharing_copy(model.module)))
+        changed = self._outline(model)
         head = model.architecture.task_head(changed.module, model.task)
         assert head is not None
         fitted = fit_classifier(map_.of(states), labels, len(head.classifier.weight))

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 from edgekit import structure, unit_length
@@ -23,6 +21,7 @@ from edgekit.steps.postprocess import Postprocess, all_but_the_top, fold, min_ma
 from edgekit.steps.probe import fit_classifier, gold, representation
 from edgekit.steps.prune.neurons import PruneNeurons
 from edgekit.workbench import encode
+from tests.documented import load_by_lines
 from tests.tiny import WORDS, tiny_checkpoint
 from tests.tiny_project import random_texts
 
@@ -221,22 +220,13 @@ def test_a_division_by_the_length_loads_by_the_documented_lines(
     data = rows()
     made = applied(Postprocess("unit-length"), model(tmp_path, family), data, tmp_path)
     save_model(made, tmp_path / "saved")
-    names: dict[str, Any] = {
-        "AutoConfig": transformers.AutoConfig,
-        "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
-        "folder": str(tmp_path / "saved"),
-        "load_file": load_file,
-        "torch": torch,
-    }
-    for text in (structure.__doc__ or "", unit_length.__doc__ or ""):
-        lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-        exec("\n".join(lines), names)
+    found = load_by_lines(tmp_path / "saved", structure, unit_length)
     given = encode(made, data)
     mask = torch.from_numpy(given.arrays["attention_mask"])
     ids = torch.from_numpy(given.arrays["input_ids"])
     with torch.no_grad():
-        found = names["model"].eval()(ids.long(), mask.long()).logits.numpy()
-    np.testing.assert_allclose(found, reference_outputs(made, given), atol=1e-5)
+        logits = found(ids.long(), mask.long()).logits.numpy()
+    np.testing.assert_allclose(logits, reference_outputs(made, given), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from edgekit.errors import RecipeError
 from edgekit.events import OnProgress, unwatched
 from edgekit.steps.gold import need_gold
 from edgekit.steps.needs import ENOUGH, family_of, need_float
+from edgekit.steps.prune.importance import Part
 from edgekit.steps.prune.slicing import Kept, cut, everything, need_cuts, own_layers
 from edgekit.steps.prune.zeros import as_sparse_as_it_is
 from edgekit.structure import sharing_copy
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _GATE = 1.1
 _BATCH = 64
 
-Part = Literal["heads", "neurons", "probabilities"]
+Change = Literal["heads", "neurons", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Tried:
     """
 
     layer: int
-    part: Part
+    part: Change
     first: int
     last: int
     loss: float
@@ -164,6 +165,7 @@ def search(
     depth = len(run.kept)
     if hard_attention is not None:
         for layer in range(depth):
+            on_progress(0.0, f"hard attention in layer {layer + 1}, loss {run.least:.4f}")
             run.enter(layer)
             run.harden(layer, hard_attention)
     for layer in reversed(range(depth)):
@@ -224,14 +226,14 @@ class _Search:
         attempt = replace(self.model, module=sharing_copy(self.model.module))
         attention = own_layers(attempt)[layer].attention
         assert attention is not None  # of a family that can lose heads and neurons
-        if (top_of(attention) or top + 1) > top and self.kept[layer].heads:
-            harden(attempt.module, attention, top)
-            if self._judge(attempt, 0.0, layer, "probabilities", top, top):
-                self.model = attempt
+        now = top_of(attention)
+        if not self.kept[layer].heads or (now is not None and now <= top):
+            return
+        harden(attempt.module, attention, top)
+        if self._judge(attempt, 0.0, layer, "probabilities", top, top):
+            self.model = attempt
 
-    def block(
-        self, layer: int, part: Literal["heads", "neurons"], groups: Sequence[Sequence[int]]
-    ) -> None:
+    def block(self, layer: int, part: Part, groups: Sequence[Sequence[int]]) -> None:
         """Rule 4, for one of the layer's two blocks."""
         units = [unit for group in groups for unit in group]
         if not units:
@@ -243,7 +245,7 @@ class _Search:
             if len(group) < len(getattr(self.kept[layer], part)):
                 self._try(layer, part, group)
 
-    def _try(self, layer: int, part: Literal["heads", "neurons"], units: Sequence[int]) -> bool:
+    def _try(self, layer: int, part: Part, units: Sequence[int]) -> bool:
         """Take these out, if rules 2 and 6 let them go."""
         stays = [each for each in getattr(self.kept[layer], part) if each not in set(units)]
         kept = list(self.kept)
@@ -255,7 +257,7 @@ class _Search:
         return accepted
 
     def _judge(
-        self, attempt: Model, tolerance: float, layer: int, part: Part, first: int, last: int
+        self, attempt: Model, tolerance: float, layer: int, part: Change, first: int, last: int
     ) -> bool:
         """Rules 2 and 6, written down."""
         losses = self._losses(attempt)
@@ -327,7 +329,7 @@ def read_trace(lineage: Sequence[str]) -> list[Tried]:
             found.append(
                 Tried(
                     int(opening[1]),
-                    cast(Part, part),
+                    cast(Change, part),
                     int(first),
                     int(last or first),
                     float(loss),

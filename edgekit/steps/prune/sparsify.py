@@ -33,14 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import RecipeError
 from edgekit.steps.needs import family_of, need_encoder, need_float, need_rows
+from edgekit.steps.prune.zeros import matrices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekit.model import Model
     from edgekit.step import Context
-
-_PARTS = ("query", "key", "value", "attention_output", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -168,22 +167,6 @@ def pruned_gradually(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def matrices(model: Model) -> dict[str, nn.Parameter]:
-    """The matrices of the encoder's layers by their names in the module, shared ones once."""
-    from torch import nn
-
-    assert model.architecture is not None and model.architecture.layers is not None
-    module: Any = model.module
-    inside = {
-        id(linear.weight)
-        for layer in model.architecture.layers(module.base_model)
-        for part in _PARTS
-        for linear in getattr(layer, part).modules()
-        if isinstance(linear, nn.Linear)
-    }
-    return {name: each for name, each in module.named_parameters() if id(each) in inside}
 
 
 def _others(model: Model) -> bool:

@@ -110,6 +110,20 @@ def test_a_narrow_student_is_taught_through_a_projection(bert: Model, tmp_path: 
         assert {name.partition(".")[0] for name in saved.keys()} == {"bert", "classifier"}  # noqa: SIM118
 
 
+def test_masked_words_are_taught_to_a_factored_table(
+    bert: Model, folder: Path, tmp_path: Path
+) -> None:
+    """Words that no text has learn too: by the decoder, which is the product of both factors."""
+    step = f"distill:losses=mlm,teachers={folder / 'guesser'},epochs=1,batch=8"
+    rows = Rows(texts=("my card",) * 40)
+    before = apply_steps([parse_step("factorize-embedding:rank=8").step], bert, Context(None, 0))
+    made = _distilled(bert, tmp_path, "factorize-embedding:rank=8", step, rows=rows)
+    tables = [each.module.bert.embeddings.word_embeddings for each in (before, made)]
+    moved = (tables[0].left.weight != tables[1].left.weight).any(1)
+    assert moved.float().mean() > 0.9
+    assert list(made.module.state_dict()) == list(before.module.state_dict())
+
+
 @pytest.mark.parametrize(
     "preset",
     [

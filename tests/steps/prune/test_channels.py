@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
 from torch import nn
 
 import edgekit
@@ -21,6 +19,7 @@ from edgekit.preprocess import Encoded
 from edgekit.recipe import parse_step
 from edgekit.step import Context, apply_steps
 from edgekit.steps.prune.channels import left
+from tests.documented import load_by_lines
 from tests.fresh import run_fresh
 from tests.tiny import tiny_checkpoint
 
@@ -161,17 +160,8 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
 def test_the_documented_lines_load_it(tmp_path: Path, family: str) -> None:
     pruned = prune(load_model(source(tmp_path, family)), folder=tmp_path)
     save_model(pruned, tmp_path / "saved")
-    lines = [line[4:] for line in (structure.__doc__ or "").splitlines() if line.startswith("    ")]
-    code = "\n".join(lines).replace("ForSequence", "ForImage")
-    names: dict[str, Any] = {
-        "AutoConfig": transformers.AutoConfig,
-        "AutoModelForImageClassification": transformers.AutoModelForImageClassification,
-        "folder": str(tmp_path / "saved"),
-        "load_file": load_file,
-        "torch": torch,
-    }
-    exec(code, names)
-    np.testing.assert_allclose(logits(names["model"].eval()), logits(pruned.module), atol=1e-5)
+    found = load_by_lines(tmp_path / "saved", structure, task="ImageClassification")
+    np.testing.assert_allclose(logits(found), logits(pruned.module), atol=1e-5)
 
 
 class Fixed(nn.Module):
